@@ -1,0 +1,15 @@
+//! The values that cross borders between the stages, in the order of the flow:
+//! `Block -> BlockUpdate -> Event -> Emission -> Delivery -> Outcome`.
+//!
+//! Pure data: no IO, no async, nothing of wasm, SQL or HTTP.
+
+pub mod batch;
+mod block;
+mod emission;
+mod ids;
+mod manifest;
+
+pub use block::{Block, BlockRef, BlockUpdate, EventPosition, Header, Log, Transaction, Wanted};
+pub use emission::{ContentType, Delivery, Emission, Op, Outcome, When};
+pub use ids::{ChainId, DeliveryId, EmissionId, NameError, OutputName, PluginName, StreamId, StreamName};
+pub use manifest::{EventKind, Manifest, StreamSpec, Subscription};

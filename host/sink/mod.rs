@@ -1,0 +1,93 @@
+//! Last stage: hands deliveries to a destination. `lane -> sink`.
+//!
+//! A sink says what happened to each delivery; what to do about it is the lane's. It keeps no order, no
+//! schedule and no memory of its own beyond what the destination holds.
+//!
+//! A new kind of sink is one new file and one line in [`KINDS`].
+
+pub mod cloudevent;
+pub mod file;
+pub mod nats;
+pub mod postgres;
+pub mod sqlite;
+pub mod stdout;
+pub mod webhook;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+
+use crate::model::{ChainId, Delivery, Outcome, OutputName, StreamId, StreamSpec};
+
+/// Why a sink cannot be used, named by what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SinkError {
+    /// The destination is not there now; try again.
+    #[error("{why}")]
+    Again { why: String },
+    /// The configuration, a credential or the destination's own schema must change first.
+    #[error("{why}")]
+    Refused { why: String },
+}
+
+/// How a lane may call a sink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Most deliveries in one call. All of one track, in order. With 1, each lane key goes its own way.
+    pub batch: usize,
+    /// Calls that may be under way at once; more than one only where `batch` is 1.
+    pub concurrency: usize,
+}
+
+/// One stream of one chain on its way to one output: deliveries of a track rise in offset.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Track {
+    pub output: OutputName,
+    pub stream: StreamId,
+    pub chain: ChainId,
+}
+
+#[async_trait::async_trait]
+pub trait Sink: Send + Sync + 'static {
+    fn shape(&self) -> Shape;
+
+    /// Called before the first delivery of a stream and again when its manifest entry changed: makes or
+    /// evolves what the destination needs.
+    async fn prepare(&self, _stream: &StreamId, _spec: &StreamSpec) -> Result<(), SinkError> {
+        Ok(())
+    }
+
+    /// The offset of the last delivery of a track that the destination itself knows to have; `None` where
+    /// it keeps no such note. Asked at start, before the first delivery.
+    async fn position(&self, _track: &Track) -> Result<Option<u64>, SinkError> {
+        Ok(None)
+    }
+
+    /// One outcome for each delivery, in order. In a batch everything after the first `Retry` is `Retry` too.
+    async fn deliver(&self, track: &Track, batch: &[Delivery]) -> Vec<Outcome>;
+}
+
+/// What a sink is opened with: the output's own table of the configuration, raw.
+#[derive(Clone, Debug)]
+pub struct Open {
+    pub name: OutputName,
+    pub table: toml::Table,
+    /// Relative paths are relative to this folder.
+    pub base: PathBuf,
+    /// The journal's own id: positions that a destination keeps for another journal do not count.
+    pub journal: String,
+}
+
+pub struct Kind {
+    /// As in `type = "..."`.
+    pub name: &'static str,
+    /// The keys of `[output.NAME]` that this kind reads, each with a line of help.
+    pub options: &'static [(&'static str, &'static str)],
+    /// Reads the table and refuses what it does not understand. Connects later, in `position`, `prepare` or `deliver`:
+    /// a destination that is down at start must not keep the process from starting.
+    pub open: fn(Open) -> BoxFuture<'static, Result<Arc<dyn Sink>, SinkError>>,
+}
+
+pub const KINDS: &[Kind] =
+    &[webhook::KIND, nats::KIND, postgres::KIND, sqlite::KIND, file::KIND, stdout::KIND];

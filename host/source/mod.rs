@@ -1,0 +1,103 @@
+//! First stage: tells of blocks. `source -> follower`.
+//!
+//! A source answers questions about one chain and wakes its caller when the head may have moved. It knows
+//! nothing of which block is canonical, of plugins, or of the journal. What it returns is verified as far
+//! as headers allow; what it cannot read is an error, never an empty answer.
+//!
+//! A new kind of source is one new file and one line in [`KINDS`].
+
+pub mod recorded;
+pub mod rpc;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use alloy_primitives::B256;
+use futures::future::BoxFuture;
+
+use crate::model::{Block, BlockRef, ChainId, Wanted};
+
+/// Why a read did not succeed, named by what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// Ask again; the provider may recover by itself.
+    #[error("{why}")]
+    Again { why: String, after: Option<Duration> },
+    /// The provider does not know this block (any more, or yet): look at the head again.
+    #[error("the provider does not know {what}")]
+    Unknown { what: String },
+    /// The answer contradicts the header. Counted apart, then asked again.
+    #[error("the provider's answer is false: {why}")]
+    False { why: String },
+    /// Asking again will not help: wrong chain, unusable configuration.
+    #[error("{why}")]
+    Halt { why: String },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tag {
+    Safe,
+    Finalized,
+}
+
+/// A run of blocks that are final: those in which something wanted may be, in order.
+#[derive(Debug, Clone)]
+pub struct Range {
+    pub blocks: Vec<Block>,
+    /// The last block that this answer speaks for; may be below what was asked, never above it.
+    pub to: BlockRef,
+}
+
+#[async_trait::async_trait]
+pub trait Source: Send + Sync + 'static {
+    fn chain(&self) -> ChainId;
+
+    /// The tip, as the provider has it now.
+    async fn head(&self) -> Result<BlockRef, ReadError>;
+
+    /// The block that a tag names; `None` where this chain has no such tag.
+    async fn tagged(&self, tag: Tag) -> Result<Option<BlockRef>, ReadError>;
+
+    async fn by_hash(&self, hash: B256) -> Result<BlockRef, ReadError>;
+
+    /// The block that the provider holds for canonical at this height.
+    async fn by_number(&self, number: u64) -> Result<BlockRef, ReadError>;
+
+    /// One block by its hash, with what is wanted, verified against its header.
+    async fn block(&self, at: &BlockRef, wanted: &Wanted) -> Result<Block, ReadError>;
+
+    /// Blocks `from..=to`, both finalized. Ranges that a provider refuses are split here.
+    async fn range(&self, from: u64, to: u64, wanted: &Wanted) -> Result<Range, ReadError>;
+
+    /// Returns when the head may have changed. A hint: it may come late, twice, or for nothing, but a
+    /// source returns from here at least once in its polling interval.
+    async fn changed(&self);
+
+    /// Nothing more will ever come: a recording that was played to its end.
+    fn ended(&self) -> bool {
+        false
+    }
+}
+
+/// What a source is opened with: the chain's own table of the configuration, raw.
+#[derive(Clone, Debug)]
+pub struct Open {
+    /// The name in `[chain.NAME]`, for messages.
+    pub name: String,
+    /// Refuse a provider of another chain.
+    pub expect: Option<ChainId>,
+    pub table: toml::Table,
+    /// Relative paths are relative to this folder.
+    pub base: PathBuf,
+}
+
+pub struct Kind {
+    pub name: &'static str,
+    /// The keys of `[chain.NAME]` that this kind reads, each with a line of help.
+    pub options: &'static [(&'static str, &'static str)],
+    pub open: fn(Open) -> BoxFuture<'static, Result<Arc<dyn Source>, ReadError>>,
+}
+
+/// The first kind is the default.
+pub const KINDS: &[Kind] = &[rpc::KIND, recorded::KIND];

@@ -1,0 +1,1 @@
+//! Tracing set-up and every metric's name, in one place.
