@@ -19,13 +19,13 @@
 pub mod model;
 pub mod telemetry;
 
-pub mod source;
 pub mod chain;
 pub mod index;
-pub mod plugin;
 pub mod journal;
 pub mod lane;
+pub mod plugin;
 pub mod sink;
+pub mod source;
 
 pub mod router;
 pub mod serve;

@@ -225,8 +225,8 @@ fn read_one(
             if r.len() < 20 {
                 return Err(misfit);
             }
-            let content_type = ContentType::from_code(r[5])
-                .ok_or(Malformed::Value { record, what: "content type", value: r[5] })?;
+            let content_type =
+                ContentType::from_code(r[5]).ok_or(Malformed::Value { record, what: "content type", value: r[5] })?;
             let key_len = u32_at(r, 12);
             let lane_key = text(slice(20, key_len)?, "lane key")?;
             let payload = slice(20 + lane_key.len(), u32_at(r, 16))?;

@@ -98,7 +98,12 @@ pub struct Delivery {
 pub enum Outcome {
     Delivered,
     /// Not now. `after` is the destination's own wish (Retry-After).
-    Retry { why: String, after: Option<Duration> },
+    Retry {
+        why: String,
+        after: Option<Duration>,
+    },
     /// Not ever, as it is.
-    Refused { why: String },
+    Refused {
+        why: String,
+    },
 }

@@ -30,14 +30,7 @@ pub struct Subscription {
 impl Subscription {
     /// Every event of one kind.
     pub fn all(kind: EventKind) -> Self {
-        Self {
-            kind,
-            addresses: vec![],
-            topics: Default::default(),
-            senders: vec![],
-            receivers: vec![],
-            success: None,
-        }
+        Self { kind, addresses: vec![], topics: Default::default(), senders: vec![], receivers: vec![], success: None }
     }
 }
 

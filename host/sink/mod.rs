@@ -89,5 +89,4 @@ pub struct Kind {
     pub open: fn(Open) -> BoxFuture<'static, Result<Arc<dyn Sink>, SinkError>>,
 }
 
-pub const KINDS: &[Kind] =
-    &[webhook::KIND, nats::KIND, postgres::KIND, sqlite::KIND, file::KIND, stdout::KIND];
+pub const KINDS: &[Kind] = &[webhook::KIND, nats::KIND, postgres::KIND, sqlite::KIND, file::KIND, stdout::KIND];

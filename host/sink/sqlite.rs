@@ -1,2 +1,6 @@
 use super::{Kind, SinkError};
-pub const KIND: Kind = Kind { name: "sqlite", options: &[], open: |open| Box::pin(async move { Err(SinkError::Refused { why: format!("{}: not built yet", open.name) }) }) };
+pub const KIND: Kind = Kind {
+    name: "sqlite",
+    options: &[],
+    open: |open| Box::pin(async move { Err(SinkError::Refused { why: format!("{}: not built yet", open.name) }) }),
+};

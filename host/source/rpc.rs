@@ -1,2 +1,6 @@
 use super::{Kind, ReadError};
-pub const KIND: Kind = Kind { name: "rpc", options: &[], open: |open| Box::pin(async move { Err(ReadError::Halt { why: format!("{}: not built yet", open.name) }) }) };
+pub const KIND: Kind = Kind {
+    name: "rpc",
+    options: &[],
+    open: |open| Box::pin(async move { Err(ReadError::Halt { why: format!("{}: not built yet", open.name) }) }),
+};
