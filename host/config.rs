@@ -153,4 +153,11 @@ impl RouteFrom {
             Self::AllOf(plugin) => *plugin == stream.plugin,
         }
     }
+
+    pub fn plugin(&self) -> &PluginName {
+        match self {
+            Self::Stream(s) => &s.plugin,
+            Self::AllOf(plugin) => plugin,
+        }
+    }
 }
