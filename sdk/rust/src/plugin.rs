@@ -188,6 +188,7 @@ thread_local! {
 }
 
 /// Index of the event that is being processed.
+#[cfg(target_arch = "wasm32")]
 pub(crate) fn event_at_hand() -> Option<u32> {
     AT.get()
 }
