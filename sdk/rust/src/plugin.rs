@@ -328,8 +328,8 @@ pub fn read_config<'de, T: serde::Deserialize<'de>>(json: &'de str) -> Result<T,
     Ok(config)
 }
 
-/// Is it a name of a plugin or stream? Lower-case letters, digits, `-`, and `_` in streams; at most 64 bytes, beginning with a letter.
-pub const fn is_name(name: &str, underscore: bool) -> bool {
+/// Is it a name of a plugin or stream? Lower-case letters, digits, `-` and `_`; at most 64 bytes, beginning with a letter.
+pub const fn is_name(name: &str) -> bool {
     let bytes = name.as_bytes();
     if bytes.is_empty() || bytes.len() > 64 || !bytes[0].is_ascii_lowercase() {
         return false;
@@ -337,7 +337,7 @@ pub const fn is_name(name: &str, underscore: bool) -> bool {
     let mut i = 0;
     while i < bytes.len() {
         let b = bytes[i];
-        if !(b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || (underscore && b == b'_')) {
+        if !(b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_') {
             return false;
         }
         i += 1;
@@ -349,7 +349,7 @@ pub const fn is_name(name: &str, underscore: bool) -> bool {
 pub const fn are_streams(names: &[&str]) -> bool {
     let mut i = 0;
     while i < names.len() {
-        if !is_name(names[i], true) {
+        if !is_name(names[i]) {
             return false;
         }
         let mut j = 0;

@@ -168,6 +168,12 @@ pub trait Key: Sized {
     fn read(bytes: &[u8]) -> Option<Self>;
 }
 
+/// A key whose length is the same for every value, so that another can follow it.
+pub trait FixedKey: Key {
+    /// Its bytes.
+    const LEN: usize;
+}
+
 macro_rules! fixed_key {
     ($($ty:ty, $len:literal, $write:expr, $read:expr;)*) => {$(
         impl Key for $ty {
@@ -180,16 +186,8 @@ macro_rules! fixed_key {
                 bytes.try_into().ok().map(read)
             }
         }
-        // A pair begins with a key of fixed length, so no two pairs have the same bytes.
-        impl<B: Key> Key for ($ty, B) {
-            fn write(&self, out: &mut Vec<u8>) {
-                self.0.write(out);
-                self.1.write(out);
-            }
-            fn read(bytes: &[u8]) -> Option<Self> {
-                let (a, b) = bytes.split_at_checked($len)?;
-                Some((<$ty>::read(a)?, B::read(b)?))
-            }
+        impl FixedKey for $ty {
+            const LEN: usize = $len;
         }
     )*};
 }
@@ -200,6 +198,21 @@ fixed_key! {
     U256, 32, |n| n.to_be_bytes(), U256::from_be_bytes;
     Address, 20, |a| a.0.0, Address::new;
     B256, 32, |b| b.0, B256::new;
+}
+
+impl<A: FixedKey, B: Key> Key for (A, B) {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.0.write(out);
+        self.1.write(out);
+    }
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let (a, b) = bytes.split_at_checked(A::LEN)?;
+        Some((A::read(a)?, B::read(b)?))
+    }
+}
+
+impl<A: FixedKey, B: FixedKey> FixedKey for (A, B) {
+    const LEN: usize = A::LEN + B::LEN;
 }
 
 impl Key for String {

@@ -89,16 +89,21 @@ fn derive(input: &mut DeriveInput, ways: Ways) -> Result<()> {
                     // serde takes an absent `Option` for `None` only where it reads the field itself.
                     field.attrs.push(parse_quote!(#[serde(default)]));
                 }
+                if ways.write && (is_option || has_default) {
+                    // schemars would write the default into the schema, through a crate that the author may not have.
+                    field.attrs.push(parse_quote!(#[schemars(!default)]));
+                }
             }
         }
         Ok(())
     })?;
     if ways.write {
-        input.attrs.push(parse_quote!(#[derive(::chainweir_sdk::serde::Serialize, ::chainweir_sdk::schemars::JsonSchema)]));
+        // First of all: an author's own #[serde(...)] must not stand before the derive that it belongs to.
+        input.attrs.insert(0, parse_quote!(#[derive(::chainweir_sdk::serde::Serialize, ::chainweir_sdk::schemars::JsonSchema)]));
         input.attrs.push(parse_quote!(#[schemars(crate = "::chainweir_sdk::schemars")]));
     }
     if ways.read {
-        input.attrs.push(parse_quote!(#[derive(::chainweir_sdk::serde::Deserialize)]));
+        input.attrs.insert(0, parse_quote!(#[derive(::chainweir_sdk::serde::Deserialize)]));
     }
     input.attrs.push(parse_quote!(#[serde(crate = "::chainweir_sdk::serde")]));
     Ok(())
@@ -176,7 +181,7 @@ pub fn stream(args: TokenStream, item: TokenStream) -> Result<TokenStream> {
         Some(name) => (name.value(), name.span()),
         None => (kebab(&input.ident.to_string()), input.ident.span()),
     };
-    check_name(&name, span, true)?;
+    check_name(&name, span)?;
     let description = docs(&input.attrs);
     if content == Content::Json {
         derive(&mut input, Ways { write: true, read: false })?;
@@ -229,15 +234,14 @@ pub fn stream(args: TokenStream, item: TokenStream) -> Result<TokenStream> {
     })
 }
 
-pub fn check_name(name: &str, span: Span, underscore: bool) -> Result<()> {
+pub fn check_name(name: &str, span: Span) -> Result<()> {
     let good = name.len() <= 64
         && name.starts_with(|c: char| c.is_ascii_lowercase())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || underscore && b == b'_');
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_');
     if good {
         return Ok(());
     }
-    let underscore = if underscore { ", '_'" } else { "" };
-    let what = format!("'{name}' is not a name: use at most 64 lower-case letters, digits, '-'{underscore}, beginning with a letter");
+    let what = format!("'{name}' is not a name: use at most 64 lower-case letters, digits, '-' and '_', beginning with a letter");
     Err(Error::new(span, what))
 }
 

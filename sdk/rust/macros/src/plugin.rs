@@ -270,7 +270,7 @@ pub fn expand(args: TokenStream, item: TokenStream) -> Result<TokenStream> {
         if let Some(stream) = handler.text_option("pass")?
             && !passes.iter().any(|other| other.value() == stream.value())
         {
-            check_name(&stream.value(), stream.span(), true)?;
+            check_name(&stream.value(), stream.span())?;
             passes.push(stream);
         }
     }
@@ -296,7 +296,7 @@ pub fn expand(args: TokenStream, item: TokenStream) -> Result<TokenStream> {
 
     let name = match &args.name {
         Some(name) => {
-            check_name(&name.value(), name.span(), false)?;
+            check_name(&name.value(), name.span())?;
             quote!(#name)
         }
         None => quote!(env!("CARGO_PKG_NAME")),
@@ -320,6 +320,7 @@ pub fn expand(args: TokenStream, item: TokenStream) -> Result<TokenStream> {
             #(#emits)*
             const NAMES: &[&str] = &[#(<#streams as __p::Stream>::NAME,)* #(#passes,)*];
             const _: () = assert!(__p::are_streams(NAMES), "two streams of the plugin have the same name");
+            const _: () = assert!(__p::is_name(#name), "the crate's name is no plugin name: give one with #[plugin(name = ...)]");
             #[allow(unused_variables, clippy::needless_pass_by_ref_mut, clippy::all)]
             impl __p::Plugin for #self_ty {
                 const NAME: &'static str = #name;
