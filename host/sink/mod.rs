@@ -22,6 +22,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 
 use crate::model::{ChainId, Delivery, Outcome, OutputName, StreamId, StreamSpec};
+use options::Options;
 
 /// Why a sink cannot be used, named by what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,5 +1,8 @@
 //! What the tests stand on: servers of their own on free ports, in temporary folders, and waiting for a state.
 
+// Not every test uses all of it.
+#![allow(dead_code)]
+
 pub mod nats;
 pub mod postgres;
 pub mod receiver;

@@ -26,7 +26,9 @@ impl Postgres {
         let root = std::fs::metadata("/proc/self").map(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
         let owner = if root.unwrap_or(false) {
             let Some(owner) = ids_of("postgres") else {
-                eprintln!("SKIPPED: PostgreSQL does not run as root and there is no user postgres; apt-get install -y postgresql");
+                eprintln!(
+                    "SKIPPED: PostgreSQL does not run as root and there is no user postgres; apt-get install -y postgresql"
+                );
                 return None;
             };
             Some(owner)
@@ -66,8 +68,9 @@ impl Postgres {
 
     /// A client of the test's own.
     pub async fn client(&self) -> tokio_postgres::Client {
-        let (client, connection) =
-            tokio_postgres::connect(&self.url(), tokio_postgres::NoTls).await.expect("the server takes the test's client");
+        let (client, connection) = tokio_postgres::connect(&self.url(), tokio_postgres::NoTls)
+            .await
+            .expect("the server takes the test's client");
         tokio::spawn(connection);
         client
     }
@@ -89,8 +92,10 @@ impl Postgres {
         command.arg(format!("unix_socket_directories={}", self.folder.path().display()));
         self.child = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("postgres starts"));
         let url = self.url();
-        super::until("PostgreSQL to answer", || async { tokio_postgres::connect(&url, tokio_postgres::NoTls).await.ok() })
-            .await;
+        super::until("PostgreSQL to answer", || async {
+            tokio_postgres::connect(&url, tokio_postgres::NoTls).await.ok().map(drop)
+        })
+        .await;
     }
 
     fn data(&self) -> PathBuf {
@@ -124,7 +129,8 @@ fn find() -> Option<PathBuf> {
     found.sort();
     let on_path = std::env::var_os("PATH")?;
     found.pop().or_else(|| {
-        std::env::split_paths(&on_path).find(|bin: &PathBuf| bin.join("postgres").is_file() && bin.join("initdb").is_file())
+        std::env::split_paths(&on_path)
+            .find(|bin: &PathBuf| bin.join("postgres").is_file() && bin.join("initdb").is_file())
     })
 }
 
