@@ -1,1 +1,4 @@
+//! The integration tests, in one binary: a file for each promise.
 
+mod harness;
+mod sinks;
