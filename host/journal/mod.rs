@@ -14,7 +14,9 @@
 //! Every write goes through [`Journal::commit`] and is durable when that returns; writes that wait together
 //! share one transaction. Reads see committed data only.
 
+mod schema;
 pub mod sqlite;
+mod write;
 
 use std::time::Duration;
 
