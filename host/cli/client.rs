@@ -52,7 +52,11 @@ impl Where {
             return Err(Trouble::new(what, "give it an address, or ask another one with --url").into());
         };
         if address.ip().is_unspecified() {
-            address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+            address.set_ip(if address.is_ipv4() {
+                [127, 0, 0, 1].into()
+            } else {
+                std::net::Ipv6Addr::LOCALHOST.into()
+            });
         }
         Ok(format!("http://{address}"))
     }

@@ -83,7 +83,8 @@ pub fn plugins(status: &Status) -> String {
     if status.plugins.is_empty() {
         return "no plugin is loaded: drop a .wasm into the plugin folder\n".into();
     }
-    let mut rows = vec![row(&["PLUGIN", "VERSION", "CHAIN", "STATE", "AT", "LAG", "EVENTS", "EMISSIONS", "FAULTS", ""])];
+    let mut rows =
+        vec![row(&["PLUGIN", "VERSION", "CHAIN", "STATE", "AT", "LAG", "EVENTS", "EMISSIONS", "FAULTS", ""])];
     for plugin in &status.plugins {
         if plugin.chains.is_empty() {
             rows.push(row(&[&plugin.name, &plugin.version, "-", "-"]));
@@ -94,7 +95,16 @@ pub fn plugins(status: &Status) -> String {
             let [events, emissions, faults] = [on.events, on.emissions, on.faults].map(|n| n.to_string());
             let why = on.why.as_deref().unwrap_or_default();
             rows.push(row(&[
-                &plugin.name, &plugin.version, &on.chain, &on.state, &at, &lag, &events, &emissions, &faults, why,
+                &plugin.name,
+                &plugin.version,
+                &on.chain,
+                &on.state,
+                &at,
+                &lag,
+                &events,
+                &emissions,
+                &faults,
+                why,
             ]));
         }
     }
