@@ -85,7 +85,7 @@ pub fn report(error: &anyhow::Error) -> Exit {
             said = cause;
         }
     }
-    match error.chain().find_map(|cause| cause.downcast_ref::<Trouble>()) {
+    match error.downcast_ref::<Trouble>() {
         Some(trouble) => {
             eprintln!("  next: {}", trouble.next);
             trouble.exit
