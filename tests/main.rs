@@ -1,2 +1,6 @@
+//! The integration tests, in one binary: a file for each promise.
+
+mod harness;
+mod sinks;
 
 mod cli;
