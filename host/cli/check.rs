@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::artifact::{self, Artifact};
 use super::trouble::Mistakes;
 use super::{Exit, Trouble};
-use crate::config::{Config, Examined, Mistake, Place, RouteFrom, hint, keys};
+use crate::config::{Config, Examined, Mistake, OutputConfig, Place, RouteFrom, hint, keys};
 use crate::model::PluginName;
+use crate::sink::{Sink, SinkError};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -29,10 +31,11 @@ pub async fn run(args: Args) -> anyhow::Result<Exit> {
     }
     let Examined { config, places } = Config::examine_file(&args.file);
     let config = config.map_err(Mistakes)?;
-    let mut report = Report { file: args.file.display().to_string(), places, warnings: 0, failures: 0 };
+    let mut report = Report { file: args.file.display().to_string(), places, warnings: 0, mistakes: 0, failures: 0 };
     let plugins = report.plugins(&config);
     report.routes(&config, &plugins);
     report.surroundings(&config);
+    report.outputs(&config).await;
     if args.online {
         report.online(&config).await;
     }
@@ -41,6 +44,10 @@ pub async fn run(args: Args) -> anyhow::Result<Exit> {
         1 => "1 warning".to_owned(),
         count => format!("{count} warnings"),
     };
+    if report.mistakes > 0 {
+        let what = format!("{}: {} mistaken outputs, {warnings}", report.file, report.mistakes);
+        return Err(Trouble::usage(what, "each is named above").into());
+    }
     if report.failures > 0 {
         let what = format!("{}: {} of the parts cannot be used, {warnings}", report.file, report.failures);
         return Err(Trouble::new(what, "each is named above").into());
@@ -53,6 +60,9 @@ struct Report {
     file: String,
     places: BTreeMap<String, Place>,
     warnings: usize,
+    /// Of what a kind reads itself.
+    mistakes: usize,
+    /// What is well configured and cannot be used now.
     failures: usize,
 }
 
@@ -163,10 +173,24 @@ impl Report {
         }
     }
 
+    /// Lets every kind read its own table. It connects to nothing before it is asked something.
+    async fn outputs(&mut self, config: &Config) {
+        let variables = config.variables();
+        for output in config.outputs.values() {
+            let Err(error) = open_sink(config, output).await else { continue };
+            let path = format!("output.{}", output.name);
+            // A secret that is not set here is warned of; that the output cannot do without it follows.
+            let unset = |(key, variable): &(String, String)| key.starts_with(&path) && std::env::var_os(variable).is_none();
+            if !variables.iter().any(unset) {
+                self.mistakes += 1;
+                eprintln!("{}", self.at(&path, error.to_string()));
+            }
+        }
+    }
+
     /// Opens every source and sink as the process would, and asks each one question.
     async fn online(&mut self, config: &Config) {
         for (name, chain) in &config.chains {
-            let path = format!("chain.{name}");
             let Some(kind) = crate::source::KINDS.iter().find(|kind| kind.name == chain.source) else { continue };
             let open = crate::source::Open {
                 name: name.clone(),
@@ -180,31 +204,36 @@ impl Report {
             };
             match patient(answer).await {
                 Ok((id, head)) => println!("chain {name}: {id}, head {} ({})", head.number, head.hash),
-                Err(why) => self.fail(&path, format!("chain '{name}': {why}")),
+                Err(why) => self.fail(&format!("chain.{name}"), format!("chain '{name}': {why}")),
             }
         }
         for (name, output) in &config.outputs {
-            let path = format!("output.{name}");
-            let Some(kind) = crate::sink::KINDS.iter().find(|kind| kind.name == output.kind) else { continue };
-            let open = crate::sink::Open {
-                name: name.clone(),
-                table: output.table.clone(),
-                base: config.base.clone(),
-                // No destination remembers a journal of this name: nothing that it keeps is taken for ours.
-                journal: "check".into(),
-            };
             let track = crate::sink::Track {
                 output: name.clone(),
                 stream: "check.check".parse().expect("it is a stream's name"),
                 chain: crate::model::ChainId(1),
             };
-            let answer = async { (kind.open)(open).await?.position(&track).await };
+            let answer = async { open_sink(config, output).await?.position(&track).await };
             match patient(answer).await {
                 Ok(_) => println!("output {name}: {} can be used", output.kind),
-                Err(why) => self.fail(&path, format!("output '{name}': {why}")),
+                Err(why) => self.fail(&format!("output.{name}"), format!("output '{name}': {why}")),
             }
         }
     }
+}
+
+async fn open_sink(config: &Config, output: &OutputConfig) -> Result<Arc<dyn Sink>, SinkError> {
+    let Some(kind) = crate::sink::KINDS.iter().find(|kind| kind.name == output.kind) else {
+        return Err(SinkError::Refused { why: format!("output.{}: there is no type '{}'", output.name, output.kind) });
+    };
+    let open = crate::sink::Open {
+        name: output.name.clone(),
+        table: output.table.clone(),
+        base: config.base.clone(),
+        // No destination remembers a journal of this name: nothing that it keeps is taken for ours.
+        journal: "check".into(),
+    };
+    (kind.open)(open).await
 }
 
 /// A destination that does not answer is one that cannot be reached: 15 s are more than a slow one needs.

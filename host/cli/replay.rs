@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::offline::{self, Offline};
 use super::{Exit, artifact};
+use crate::sink::cloudevent;
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -26,7 +27,7 @@ pub async fn run(args: Args) -> anyhow::Result<Exit> {
     let mut out = std::io::BufWriter::new(std::io::stdout());
     let offline = Offline { blocks: args.blocks, wasm: args.plugin, config: args.config, progress: true };
     offline::play(offline, |delivery| {
-        out.write_all(&format!("{delivery:?}").into_bytes())?;
+        out.write_all(&cloudevent::encode(&delivery))?;
         Ok(out.write_all(b"\n")?)
     })
     .await?;

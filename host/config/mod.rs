@@ -6,6 +6,7 @@
 
 pub mod keys;
 mod parse;
+mod read;
 mod suggest;
 
 use std::collections::BTreeMap;
