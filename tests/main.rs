@@ -2,3 +2,5 @@
 
 mod harness;
 mod sinks;
+
+mod cli;
