@@ -1,6 +1,7 @@
 //! The integration tests, in one binary: a file for each promise.
 
 mod harness;
+mod simulation;
 mod sinks;
 
 mod cli;

@@ -3,9 +3,11 @@
 // Not every test uses all of it.
 #![allow(dead_code)]
 
+pub mod guests;
 pub mod nats;
 pub mod postgres;
 pub mod receiver;
+pub mod sim;
 
 use std::future::Future;
 use std::time::{Duration, Instant};
