@@ -198,21 +198,29 @@ async fn contract(mut place: impl Place) {
         holds.extend(21..=30);
         assert_eq!(place.net().await, holds);
 
-        // A server that dies in the middle of batches.
+        // A server that dies while batches come without a pause.
         let mut from = 31;
         for round in 0..3 {
-            let to = from + 4_000;
-            let batch = applies(from..=to);
+            let (stop, stopped) = tokio::sync::watch::channel(false);
             let sink = sink.clone();
-            let delivering = tokio::spawn(async move { deliver_to_the_end(&*sink, &batch).await });
-            let floor = from + 200 + 300 * round;
+            let delivering = tokio::spawn(async move {
+                let mut next = from;
+                while !*stopped.borrow() {
+                    let end = next + sink.shape().batch as u64;
+                    deliver_to_the_end(&*sink, &applies(next..=end - 1)).await;
+                    next = end;
+                }
+                next
+            });
+            let floor = from + 500 + 300 * round;
             until("some of it to be there", || async { place.net().await.contains(&floor).then_some(()) }).await;
             place.kill();
             place.restart().await;
-            delivering.await.unwrap();
-            holds.extend(from..=to);
+            stop.send_replace(true);
+            let next = delivering.await.unwrap();
+            holds.extend(from..next);
             assert!(place.net().await == holds, "lost or invented in round {round}");
-            from = to + 1;
+            from = next;
         }
         if let Some(log) = place.log().await {
             let applied: Vec<u64> =
