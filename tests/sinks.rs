@@ -517,6 +517,22 @@ async fn a_row_that_postgres_refuses_is_refused_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_encrypted_connection_checks_the_certificate() {
+    use crate::harness::postgres::{PASSWORD, USER};
+    let Some(mut server) = Postgres::start().await else { return };
+    let plain = format!("url = 'postgres://{USER}:{PASSWORD}@localhost:{}/postgres?sslmode=require'", server.port());
+    let sink = open("postgres", &plain, Path::new(".")).await.unwrap();
+    let told = why(sink.prepare(&stream(), &spec()).await.unwrap_err());
+    assert!(told.contains("TLS"), "a server without TLS is not talked to: {told}");
+    let Some(certificate) = server.encrypt().await else { return };
+    assert!(sink.prepare(&stream(), &spec()).await.is_err(), "nobody vouches for this certificate");
+    let table = format!("{plain}\nca_file = '{}'", certificate.display());
+    let sink = open("postgres", &table, Path::new(".")).await.unwrap();
+    sink.prepare(&stream(), &spec()).await.unwrap();
+    all_delivered(&sink.deliver(&track(), &applies(1..=3)).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_table_grows_with_the_schema_and_refuses_a_changed_type() {
     let mut wider = spec();
     wider.schema.as_mut().unwrap()["properties"]["more"] = serde_json::json!({ "type": "number" });

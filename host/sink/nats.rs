@@ -97,7 +97,7 @@ impl Nats {
         let place = servers.iter().map(|s| format!("{}:{}", s.host(), s.port())).collect::<Vec<_>>().join(", ");
         let password = options.secret("password_env", "password_file")?;
         let token = options.secret("token_env", "token_file")?;
-        let creds = options.from_file("creds_file")?;
+        let creds = options.content_of("creds_file")?;
         let auth = match (options.text("user")?, password, token, creds) {
             (None, None, None, None) => Auth::None,
             (Some(user), Some(password), None, None) => Auth::Password(user, password),
@@ -213,15 +213,13 @@ impl Nats {
             duplicate_window: DUPLICATE_WINDOW,
             ..Default::default()
         };
-        context.create_stream(config).await.map(|made| {
-            tracing::info!(output = %self.name, stream = self.stream, subjects = self.pattern(), "made the JetStream stream");
-            made
-        }).map_err(|error| match error.kind() {
+        context.create_stream(config).await.map_err(|error| match error.kind() {
             jetstream::context::CreateStreamErrorKind::JetStream(e) if e.code() < 500 => {
                 self.refused(&format!("cannot make the stream '{}': {e}", self.stream))
             }
             _ => self.again("cannot make the stream", &error),
         })?;
+        tracing::info!(output = %self.name, stream = self.stream, subjects = self.pattern(), "made the JetStream stream");
         context.get_stream(&self.stream).await.map_err(|error| self.again("cannot ask for the stream", &error))
     }
 
