@@ -1,1 +1,2 @@
-
+mod chain_driver;
+mod harness;

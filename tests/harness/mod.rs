@@ -1,0 +1,3 @@
+//! What end-to-end tests share: real servers, traffic on them, and the truth about it.
+
+pub mod chain;
