@@ -1,2 +1,3 @@
 mod chain_driver;
+mod examples;
 mod harness;

@@ -4,6 +4,7 @@ import { readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:http';
 
 const key = Buffer.from(process.env.HOOK_SECRET.replace(/^whsec_/, ''), 'base64');
+const address = process.env.DEPOSIT_ADDRESS.toLowerCase();
 const file = process.env.LEDGER ?? 'ledger.json';
 let ledger = { seen: {}, deposits: {} };
 try { ledger = JSON.parse(readFileSync(file, 'utf8')); } catch (error) { if (error.code !== 'ENOENT') throw error; }
@@ -22,11 +23,15 @@ function receive(headers, body) {
   if (!genuine(headers, body)) return 401;
   const event = JSON.parse(body);
   if (ledger.seen[headers['webhook-id']]) return 204; // Sent again because our answer was lost.
-  ledger.seen[headers['webhook-id']] = true;
-  if (event.op === 'apply') ledger.deposits[event.emission] = event.data;
-  if (event.op === 'retract') delete ledger.deposits[event.emission];
-  writeFileSync(`${file}.new`, JSON.stringify(ledger));
+  const next = structuredClone(ledger); // Only what is on disk counts: if writing fails, it is sent again.
+  next.seen[headers['webhook-id']] = true;
+  // The address's own payments come, too: they are no deposits.
+  const deposit = event.data.to.toLowerCase() === address;
+  if (event.op === 'apply' && deposit) next.deposits[event.emission] = event.data;
+  if (event.op === 'retract') delete next.deposits[event.emission];
+  writeFileSync(`${file}.new`, JSON.stringify(next));
   renameSync(`${file}.new`, file);
+  ledger = next;
   return 204;
 }
 

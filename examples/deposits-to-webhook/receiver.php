@@ -36,7 +36,9 @@ function receive(string $body): int
         return 204; // Sent again because our answer was lost.
     }
     $ledger['seen'][$id] = true;
-    if ($event['op'] === 'apply') {
+    // The address's own payments come, too: they are no deposits.
+    $deposit = strtolower($event['data']['to']) === strtolower(getenv('DEPOSIT_ADDRESS'));
+    if ($event['op'] === 'apply' && $deposit) {
         $ledger['deposits'][$event['emission']] = $event['data'];
     } elseif ($event['op'] === 'retract') {
         unset($ledger['deposits'][$event['emission']]);

@@ -1,8 +1,9 @@
 """python3 receiver.py [PORT]: a ledger of deposits, kept right through reorgs. Python 3.9 or later, nothing to install."""
-import base64, hashlib, hmac, json, os, sys, time
+import base64, copy, hashlib, hmac, json, os, sys, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 KEY = base64.b64decode(os.environ["HOOK_SECRET"].removeprefix("whsec_"))
+ADDRESS = os.environ["DEPOSIT_ADDRESS"].lower()
 FILE = os.environ.get("LEDGER", "ledger.json")
 ledger = json.load(open(FILE)) if os.path.exists(FILE) else {"seen": {}, "deposits": {}}
 
@@ -17,19 +18,23 @@ def genuine(headers, body):
 
 
 def receive(headers, body):
+    global ledger
     if not genuine(headers, body):
         return 401
     event, id = json.loads(body), headers["webhook-id"]
     if id in ledger["seen"]:
         return 204  # Sent again because our answer was lost.
-    ledger["seen"][id] = True
-    if event["op"] == "apply":
-        ledger["deposits"][event["emission"]] = event["data"]
+    new = copy.deepcopy(ledger)  # Only what is on disk counts: if writing fails, it is sent again.
+    new["seen"][id] = True
+    # The address's own payments come, too: they are no deposits.
+    if event["op"] == "apply" and event["data"]["to"].lower() == ADDRESS:
+        new["deposits"][event["emission"]] = event["data"]
     elif event["op"] == "retract":
-        ledger["deposits"].pop(event["emission"], None)
+        new["deposits"].pop(event["emission"], None)
     with open(FILE + ".new", "w") as file:
-        json.dump(ledger, file)
+        json.dump(new, file)
     os.replace(FILE + ".new", FILE)
+    ledger = new
     return 204
 
 
