@@ -58,13 +58,17 @@ fn package(name: &str) -> PathBuf {
     tools().join("node_modules").join(name)
 }
 
-fn npm() -> Result<()> {
-    let there = |(name, version): &(&str, &str)| {
+/// Whether what comes from npm is there, in its pinned versions.
+pub fn has_npm_tools() -> bool {
+    NPM.iter().all(|(name, version)| {
         fs::read_to_string(package(name).join("package.json"))
             .is_ok_and(|text| text.contains(&format!("\"version\": \"{version}\"")))
-    };
+    })
+}
+
+fn npm() -> Result<()> {
     let wanted: Vec<String> = NPM.iter().map(|(name, version)| format!("{name}@{version}")).collect();
-    if !NPM.iter().all(there) {
+    if !has_npm_tools() {
         eprintln!("setup: installing {} into target/tools", wanted.join(" "));
         fs::create_dir_all(tools()).context("cannot make target/tools")?;
         let mut install = command("npm", ["install", "--silent", "--no-audit", "--no-fund", "--prefix"]);
