@@ -1,6 +1,7 @@
 //! The receivers of examples/deposits-to-webhook keep a right ledger: each is started as its README says, and told
 //! good, forged, repeated, stale and taken back events.
 
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -133,6 +134,35 @@ fn event(id: &str, op: &str, emission: &str, to: &str, value: &str) -> Value {
         "blockhash": "0x02",
         "cursor": "17",
     })
+}
+
+/// What `cargo x corpus` recorded is a chain that any follower can verify: every header hashes to its own hash, its
+/// bloom is its receipts' and its parent came before it.
+#[test]
+fn quickstarts_recording_is_a_verifiable_chain_with_reorgs() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/quickstart/chain.ndjson.gz");
+    let lines = BufReader::new(flate2::read::GzDecoder::new(std::fs::File::open(file).expect("committed")));
+    let mut heights = HashMap::new();
+    let (mut last, mut reorgs, mut logs) = (None, 0, 0);
+    for line in lines.lines() {
+        let line: Value = serde_json::from_str(&line.expect("gzip")).expect("JSON");
+        let header: alloy_rpc_types_eth::Header = serde_json::from_value(line["block"].clone()).expect("a header");
+        assert_eq!(header.inner.hash_slow(), header.hash, "block {}", header.inner.number);
+        assert_eq!((&line["number"], &line["hash"]), (&json!(header.inner.number), &json!(header.hash)));
+        let receipts: Vec<alloy_rpc_types_eth::TransactionReceipt> =
+            serde_json::from_value(line["receipts"].clone()).expect("receipts");
+        let all = receipts.iter().flat_map(|receipt| receipt.logs());
+        logs += all.clone().count();
+        assert_eq!(alloy_primitives::logs_bloom(all.map(|log| &log.inner)), header.inner.logs_bloom);
+        let parent = header.inner.parent_hash;
+        assert!(heights.get(&parent).is_none_or(|below| below + 1 == header.inner.number));
+        assert!(header.inner.number == 0 || heights.contains_key(&parent), "no parent of {}", header.inner.number);
+        reorgs += u32::from(last.is_some_and(|last| last != parent));
+        heights.insert(header.hash, header.inner.number);
+        last = Some(header.hash);
+    }
+    assert_eq!((heights.len(), reorgs), (337, 13));
+    assert!(logs > 500, "only {logs} logs");
 }
 
 async fn told_everything(program: &str, args: &[&str], port: Option<u16>) {

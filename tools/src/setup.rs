@@ -18,6 +18,7 @@ const APT: &[(&str, &str, &str)] = &[
     ("postgres", "postgresql", "the PostgreSQL sink's tests"),
     ("php", "php-cli", "the PHP receiver's test"),
     ("node", "nodejs", "the Node.js receiver's test"),
+    ("npm", "npm", "everything on a real chain"),
     ("python3", "python3", "the Python receiver's test"),
 ];
 const CARGO_DENY: &str = "0.20.2";
@@ -33,7 +34,7 @@ pub fn run(_args: &[String]) -> Result<()> {
 /// Installs what is missing. What could not be had is said at once and returned, one sentence each.
 pub fn install() -> Vec<String> {
     let mut missing = Vec::new();
-    for done in [wasm_target(), npm(), apt()] {
+    for done in [wasm_target(), apt(), npm()] {
         if let Err(error) = done {
             eprintln!("setup: {error:#}");
             missing.push(format!("{error:#}"));
