@@ -1,7 +1,9 @@
 //! The integration tests, in one binary: a file for each promise.
 
 mod harness;
+
+mod chain_driver;
+mod cli;
+mod examples;
 mod simulation;
 mod sinks;
-
-mod cli;

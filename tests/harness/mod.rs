@@ -3,6 +3,7 @@
 // Not every test uses all of it.
 #![allow(dead_code)]
 
+pub mod chain;
 pub mod guests;
 pub mod nats;
 pub mod postgres;
