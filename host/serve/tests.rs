@@ -61,7 +61,7 @@ impl Memory {
         let block = BlockRef { chain, number: offset, hash: B256::ZERO, parent: B256::ZERO, time: 1_700_000_000 };
         let entry = Entry {
             offset,
-            op: if offset % 5 == 0 { Op::Retract } else { Op::Apply },
+            op: if offset.is_multiple_of(5) { Op::Retract } else { Op::Apply },
             emission: EmissionId([offset as u8; 16]),
             block,
             position: EventPosition::Block,
