@@ -113,6 +113,13 @@ fn net(events: &[Value]) -> BTreeSet<(u64, String)> {
     held.into_values().collect()
 }
 
+/// Says what differs, not all there is.
+fn same(found: &BTreeSet<(u64, String)>, expected: &BTreeSet<(u64, String)>, what: &str) {
+    let (missing, extra) = (expected.difference(found), found.difference(expected));
+    let (missing, extra): (Vec<_>, Vec<_>) = (missing.collect(), extra.collect());
+    assert!(missing.is_empty() && extra.is_empty(), "{what}: missing {missing:?}, invented {extra:?}");
+}
+
 async fn check(running: &Running, chain: &SimChain, dir: &Path) {
     settled(running, chain, dir).await;
     let logs = chain.canonical_logs();
@@ -121,7 +128,13 @@ async fn check(running: &Running, chain: &SimChain, dir: &Path) {
         logs.iter().map(|(at, log)| (at.number, format!("{}/{}", at.hash, log.index))).collect();
     let up_to = |number: u64| all.iter().filter(|(n, _)| *n <= number).cloned().collect::<BTreeSet<_>>();
 
-    assert_eq!(net(&read(&dir.join("now.ndjson"))), all, "what left at once");
+    if net(&read(&dir.join("now.ndjson"))) != all {
+        std::fs::copy(dir.join("chainweir.db"), "/tmp/bad.db").unwrap();
+        std::fs::copy(dir.join("chainweir.db-wal"), "/tmp/bad.db-wal").unwrap();
+        std::fs::copy(dir.join("now.ndjson"), "/tmp/bad.ndjson").unwrap();
+        println!("{:?} {:?}", running.handle.status.borrow().chains, running.handle.status.borrow().plugins[0].chains);
+    }
+    same(&net(&read(&dir.join("now.ndjson"))), &all, "what left at once");
     until("the third confirmations", || async {
         (net(&read(&dir.join("third.ndjson"))) == up_to(tip.saturating_sub(2))).then_some(())
     })
@@ -137,9 +150,7 @@ async fn check(running: &Running, chain: &SimChain, dir: &Path) {
         let db = rusqlite::Connection::open(dir.join("store.db")).ok()?;
         let mut rows = db.prepare("SELECT _block, _block_hash, log_index FROM erc20_transfers_transfers").ok()?;
         let rows: BTreeSet<(u64, String)> = rows
-            .query_map([], |r| {
-                Ok((r.get(0)?, format!("{}/{}", r.get::<_, String>(1)?, r.get::<_, i64>(2)?)))
-            })
+            .query_map([], |r| Ok((r.get(0)?, format!("{}/{}", r.get::<_, String>(1)?, r.get::<_, i64>(2)?))))
             .ok()?
             .collect::<Result<_, _>>()
             .ok()?;
@@ -166,10 +177,8 @@ async fn check(running: &Running, chain: &SimChain, dir: &Path) {
         .into_iter()
         .map(|(_, value)| serde_json::from_slice(&value).expect("the totals are JSON"))
         .collect();
-    let mut found: Vec<(u64, U256)> = state
-        .iter()
-        .map(|t| (t["count"].as_u64().unwrap(), t["sum"].as_str().unwrap().parse().unwrap()))
-        .collect();
+    let mut found: Vec<(u64, U256)> =
+        state.iter().map(|t| (t["count"].as_u64().unwrap(), t["sum"].as_str().unwrap().parse().unwrap())).collect();
     let mut expected: Vec<(u64, U256)> = expected_totals(&logs).into_values().collect();
     (found.sort(), expected.sort());
     assert_eq!(found, expected, "the plugin's state");

@@ -180,7 +180,8 @@ impl Report {
             let Err(error) = open_sink(config, output).await else { continue };
             let path = format!("output.{}", output.name);
             // A secret that is not set here is warned of; that the output cannot do without it follows.
-            let unset = |(key, variable): &(String, String)| key.starts_with(&path) && std::env::var_os(variable).is_none();
+            let unset =
+                |(key, variable): &(String, String)| key.starts_with(&path) && std::env::var_os(variable).is_none();
             if !variables.iter().any(unset) {
                 self.mistakes += 1;
                 eprintln!("{}", self.at(&path, error.to_string()));

@@ -246,8 +246,7 @@ impl Reader<'_> {
                 Kind::Given(given) => crate::sink::KINDS.iter().find(|kind| kind.name == given),
                 _ => None,
             };
-            let options =
-                kind.map(|kind| kind.options.iter().map(|o| o.0).collect::<Vec<_>>());
+            let options = kind.map(|kind| kind.options.iter().map(|o| o.0).collect::<Vec<_>>());
             let found = self.section(&title, table, &keys::OUTPUT, options.as_deref());
             let Some(name) = output_name else { continue };
             let config = OutputConfig {
@@ -372,7 +371,6 @@ impl Reader<'_> {
         self.wrong_form(value, "when", &keys::ROUTE);
         When::Latest
     }
-
 }
 
 /// One stream must not reach one output by two ways: both deliveries would have the same id.

@@ -300,4 +300,3 @@ fn to_json(value: toml::Value) -> Option<serde_json::Value> {
         ),
     })
 }
-

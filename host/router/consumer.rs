@@ -161,9 +161,9 @@ impl Router {
                     consumer.place.cursor = Some(cursor);
                     consumer.place.safe = consumer.place.safe.max(safe);
                     consumer.place.finalized = consumer.place.finalized.max(finalized);
+                    consumer.place.verified = done.verified;
                     consumer.begun = true;
                 }
-                consumer.place.verified |= done.verified;
                 if consumer.faulted {
                     tracing::info!(plugin = %name, chain, "goes on");
                 }

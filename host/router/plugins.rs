@@ -279,8 +279,7 @@ impl Router {
             };
             plugin.pending.is_none() && ready.iter().any(|chain| belongs(&chain.name))
         });
-        let again: Vec<(PathBuf, Digest)> =
-            again.map(|p| (p.candidate.file.clone(), p.candidate.digest)).collect();
+        let again: Vec<(PathBuf, Digest)> = again.map(|p| (p.candidate.file.clone(), p.candidate.digest)).collect();
         for (file, digest) in again {
             match read_version(&self.config.journal.path, &digest) {
                 Ok(bytes) => self.load(file, digest, bytes, Why::Again, None),
