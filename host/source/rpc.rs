@@ -200,7 +200,7 @@ impl Rpc {
 
 fn to_read_error(fail: Fail) -> ReadError {
     match fail {
-        Fail::Dead(why) | Fail::Other(why) => ReadError::Again { why, after: None },
+        Fail::Dead(why) | Fail::Other(why) => ReadError::Again { why, after: Some(Duration::from_millis(200)) },
         Fail::Limited { why, after } => ReadError::Again { why, after: Some(after.unwrap_or(Duration::from_secs(2))) },
         Fail::TooLarge { why, .. } => ReadError::Again { why, after: Some(Duration::from_secs(1)) },
         Fail::NoMethod(why) => ReadError::Halt { why: format!("{why}: use a provider that has this method") },

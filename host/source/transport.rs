@@ -87,10 +87,6 @@ impl Endpoint {
         matches!(self.url.scheme(), "ws" | "wss")
     }
 
-    pub fn is_well(&self) -> bool {
-        self.failures.load(Ordering::Relaxed) == 0
-    }
-
     pub fn expect(&self, chain: ChainId) {
         *self.expect.lock().expect("no panic while held") = Some(chain);
     }

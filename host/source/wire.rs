@@ -95,18 +95,35 @@ struct Outer {
     withdrawals: Option<Vec<Withdrawal>>,
 }
 
+#[derive(Deserialize)]
+struct Hashed {
+    hash: B256,
+}
+
+fn parse_header(json: &str) -> Result<(alloy_consensus::Header, Vec<String>), Trouble> {
+    let header: alloy_consensus::Header = serde_json::from_str(json).map_err(|e| unreadable("the header", &e))?;
+    let told: Hashed = serde_json::from_str(json).map_err(|e| unreadable("the header", &e))?;
+    // Only where the hash does not fit is it of interest why.
+    if header.hash_slow() == told.hash {
+        return Ok((header, Vec::new()));
+    }
+    let all: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(json).map_err(|e| unreadable("the block", &e))?;
+    Ok((header, all.into_iter().map(|(k, _)| k).filter(|k| !KNOWN_FIELDS.contains(&k.as_str())).collect()))
+}
+
+/// The verified place of a block, without a look at its transactions.
+pub fn place(json: &str, chain: ChainId, quirks: &Quirks, doubts: &mut Vec<String>) -> Result<BlockRef, Trouble> {
+    let (header, foreign) = parse_header(json)?;
+    let told: Hashed = serde_json::from_str(json).map_err(|e| unreadable("the header", &e))?;
+    let block = WireBlock { hash: told.hash, header, foreign, transactions: Listed::Hashes(vec![]), withdrawals: None };
+    block.verify(chain, quirks, doubts)
+}
+
 impl WireBlock {
     pub fn parse(json: &str) -> Result<Self, Trouble> {
-        let header: alloy_consensus::Header = serde_json::from_str(json).map_err(|e| unreadable("the header", &e))?;
+        let (header, foreign) = parse_header(json)?;
         let outer: Outer = serde_json::from_str(json).map_err(|e| unreadable("the block", &e))?;
-        // Only where the hash does not fit is it of interest why.
-        let foreign = if header.hash_slow() == outer.hash {
-            Vec::new()
-        } else {
-            let all: serde_json::Map<String, serde_json::Value> =
-                serde_json::from_str(json).map_err(|e| unreadable("the block", &e))?;
-            all.into_iter().map(|(k, _)| k).filter(|k| !KNOWN_FIELDS.contains(&k.as_str())).collect()
-        };
         let listed = outer.transactions.ok_or_else(|| Trouble::False("the block has no list of transactions".into()))?;
         let transactions = if listed.first().is_some_and(|t| t.get().starts_with('"')) {
             let hashes = listed.iter().map(|t| serde_json::from_str(t.get()));
