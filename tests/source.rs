@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use chainweir::chain::verify;
 use chainweir::model::{Block, ChainId, Wanted};
-use chainweir::source::record::{Reader, Writer};
+use chainweir::source::record::{Reader, Writer, follow, record};
 use chainweir::source::{Open, ReadError, Source, Tag, recorded, rpc};
 use serde_json::{Value, json};
 
@@ -133,7 +133,9 @@ async fn another_chain_is_refused_for_good() {
 
 async fn node_of(blocks: usize, logs: usize) -> FakeNode {
     let node = FakeNode::start().await;
-    (0..blocks).for_each(|_| drop(node.push(logs)));
+    for _ in 0..blocks {
+        node.push(logs);
+    }
     node
 }
 
@@ -148,7 +150,8 @@ async fn a_provider_that_refuses_large_ranges_is_asked_for_smaller_ones() {
     ] {
         let source = rpc(&node.url).await;
         node.misbehave(move |method, params, honest| {
-            let at = |k: &str| u64::from_str_radix(params[0][k].as_str().unwrap().trim_start_matches("0x"), 16).unwrap();
+            let at =
+                |k: &str| u64::from_str_radix(params[0][k].as_str().unwrap().trim_start_matches("0x"), 16).unwrap();
             if method == "eth_getLogs" && params[0].get("fromBlock").is_some() && at("toBlock") - at("fromBlock") >= 7 {
                 return Reply::Error(code, message.into());
             }
@@ -192,7 +195,10 @@ async fn trouble_that_passes_costs_time_and_nothing_else() {
         ("internal error", || Reply::Error(-32603, "Internal error".into())),
     ];
     for (name, trouble) in troubles {
-        let source = rpc::Rpc::open(open(&format!("rpc = {:?}\npoll_ms = 50\ntimeout_ms = 300", node.url))).await.unwrap();
+        let source =
+            rpc::Rpc::open(open(&format!("rpc = {:?}\npoll_ms = 50\ntimeout_ms = 150\nmax_range = 1", node.url)))
+                .await
+                .unwrap();
         let calls = Arc::new(AtomicUsize::new(0));
         let trouble = *trouble;
         node.misbehave(move |_, _, honest| {
@@ -231,12 +237,42 @@ async fn a_false_answer_is_an_error_and_never_an_empty_block() {
     type Lie = (&'static str, fn(&str, Value) -> Value);
     let lies: &[Lie] = &[
         ("no logs", |m, v| if m == "eth_getLogs" { json!([]) } else { v }),
-        ("one log less", |m, mut v| { if m == "eth_getLogs" { v.as_array_mut().unwrap().remove(1); } v }),
-        ("removed", |m, mut v| { if m == "eth_getLogs" { v[0]["removed"] = true.into(); } v }),
-        ("another block's", |m, mut v| { if m == "eth_getLogs" { v[0]["blockHash"] = json!(TOPIC); } v }),
-        ("out of order", |m, mut v| { if m == "eth_getLogs" { v.as_array_mut().unwrap().reverse(); } v }),
-        ("another hash", |m, mut v| { if m.starts_with("eth_getBlockBy") { v["hash"] = json!(TOPIC); } v }),
-        ("another parent", |m, mut v| { if m.starts_with("eth_getBlockBy") { v["parentHash"] = json!(TOPIC); } v }),
+        ("one log less", |m, mut v| {
+            if m == "eth_getLogs" {
+                v.as_array_mut().unwrap().remove(1);
+            }
+            v
+        }),
+        ("removed", |m, mut v| {
+            if m == "eth_getLogs" {
+                v[0]["removed"] = true.into();
+            }
+            v
+        }),
+        ("another block's", |m, mut v| {
+            if m == "eth_getLogs" {
+                v[0]["blockHash"] = json!(TOPIC);
+            }
+            v
+        }),
+        ("out of order", |m, mut v| {
+            if m == "eth_getLogs" {
+                v.as_array_mut().unwrap().reverse();
+            }
+            v
+        }),
+        ("another hash", |m, mut v| {
+            if m.starts_with("eth_getBlockBy") {
+                v["hash"] = json!(TOPIC);
+            }
+            v
+        }),
+        ("another parent", |m, mut v| {
+            if m.starts_with("eth_getBlockBy") {
+                v["parentHash"] = json!(TOPIC);
+            }
+            v
+        }),
     ];
     for (name, lie) in lies {
         let lie = *lie;
@@ -252,8 +288,18 @@ async fn a_false_answer_is_an_error_and_never_an_empty_block() {
     }
     let receipts: &[Lie] = &[
         ("no receipts", |m, v| if m == "eth_getBlockReceipts" { json!([]) } else { v }),
-        ("failed", |m, mut v| { if m == "eth_getBlockReceipts" { v[0]["status"] = "0x0".into(); } v }),
-        ("no transactions", |m, mut v| { if m.starts_with("eth_getBlockBy") { v["transactions"] = json!([]); } v }),
+        ("failed", |m, mut v| {
+            if m == "eth_getBlockReceipts" {
+                v[0]["status"] = "0x0".into();
+            }
+            v
+        }),
+        ("no transactions", |m, mut v| {
+            if m.starts_with("eth_getBlockBy") {
+                v["transactions"] = json!([]);
+            }
+            v
+        }),
     ];
     for (name, lie) in receipts {
         let lie = *lie;
@@ -270,7 +316,9 @@ async fn a_node_without_block_receipts_is_asked_one_by_one() {
     let node = node_of(2, 5).await;
     let source = rpc(&node.url).await;
     node.misbehave(|method, _, honest| match method {
-        "eth_getBlockReceipts" => Reply::Error(-32601, "the method eth_getBlockReceipts does not exist/is not available".into()),
+        "eth_getBlockReceipts" => {
+            Reply::Error(-32601, "the method eth_getBlockReceipts does not exist/is not available".into())
+        }
         _ => Reply::Answer(honest),
     });
     let head = source.head().await.unwrap();
@@ -289,7 +337,8 @@ async fn a_range_ends_at_the_head_of_the_node_that_answers() {
 #[tokio::test]
 async fn another_provider_answers_while_the_first_is_ill() {
     let (first, second) = (node_of(3, 1).await, node_of(3, 1).await);
-    let source = rpc::Rpc::open(open(&format!("rpc = [{:?}, {:?}]\ntimeout_ms = 500", first.url, second.url))).await.unwrap();
+    let source =
+        rpc::Rpc::open(open(&format!("rpc = [{:?}, {:?}]\ntimeout_ms = 500", first.url, second.url))).await.unwrap();
     first.misbehave(|_, _, _| Reply::Status(502, "bad gateway".into()));
     assert_eq!(source.head().await.unwrap().number, 3);
     assert_eq!(count(&walk(&source, 0, &filtered()).await), 3);
@@ -358,7 +407,10 @@ async fn a_recording_plays_every_head_and_keeps_every_reorg_visible() {
         assert_eq!(pair[0].at().hash, pair[1].at().parent);
     }
     let refused = source.block(tip, &Wanted::all()).await.unwrap_err();
-    assert!(matches!(&refused, ReadError::Halt { why } if why.contains("line 57") && why.contains("receipts")), "{refused}");
+    assert!(
+        matches!(&refused, ReadError::Halt { why } if why.contains("line 57") && why.contains("receipts")),
+        "{refused}"
+    );
 }
 
 #[tokio::test]
@@ -391,6 +443,40 @@ async fn what_is_recorded_from_a_node_plays_as_it_was() {
 }
 
 #[tokio::test]
+async fn following_records_orphaned_blocks_too_in_the_order_of_their_coming() {
+    let node = node_of(4, 1).await;
+    let source = rpc(&node.url).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.ndjson.gz");
+    let mut writer = Writer::create(&path).unwrap();
+    let mut steps = vec![3, 1, 2].into_iter();
+    // A reorg each time the tip has been written.
+    let progress = |at: chainweir::model::BlockRef| {
+        if at.hash == node.tip()
+            && let Some(depth) = steps.next()
+        {
+            node.reorg(depth, 2);
+        }
+    };
+    follow(&source, 1, Some(7), &mut writer, std::future::pending(), progress).await.unwrap();
+    writer.finish().unwrap();
+    let numbers: Vec<u64> = Reader::open(&path).unwrap().map(|l| l.unwrap().1.number).collect();
+    assert_eq!(numbers, [1, 2, 3, 4, 2, 3, 4, 5, 5, 6, 5, 6, 7]);
+    let played = recorded::Recorded::open(open(&format!("files = {:?}", path.display().to_string()))).await.unwrap();
+    while !played.ended() {
+        let head = played.head().await.unwrap();
+        played.block(&head, &Wanted::all()).await.unwrap();
+        played.changed().await;
+    }
+    assert_eq!(played.head().await.unwrap(), source.head().await.unwrap());
+
+    let mut writer = Writer::create(&path).unwrap();
+    record(&source, 0, 7, &mut writer, |_| {}).await.unwrap();
+    writer.finish().unwrap();
+    assert_eq!(Reader::open(&path).unwrap().count(), 8);
+}
+
+#[tokio::test]
 async fn a_recording_that_is_cut_off_or_has_a_gap_says_where() {
     let node = node_of(4, 1).await;
     let source = rpc(&node.url).await;
@@ -403,7 +489,8 @@ async fn a_recording_that_is_cut_off_or_has_a_gap_says_where() {
     let path = folder.path().join("x.ndjson");
     for (text, says) in [(lines.join("\n"), "gap"), (lines.join("\n")[..lines[0].len() + 50].to_owned(), "line 2")] {
         std::fs::write(&path, text).unwrap();
-        let refused = recorded::Recorded::open(open(&format!("files = {:?}", path.display().to_string()))).await.err().unwrap();
+        let refused =
+            recorded::Recorded::open(open(&format!("files = {:?}", path.display().to_string()))).await.err().unwrap();
         assert!(matches!(&refused, ReadError::Halt { why } if why.contains(says)), "{refused}");
     }
 }

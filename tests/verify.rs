@@ -26,7 +26,13 @@ fn held(line: &Line) -> Wanted {
         block["transactions"].as_array().is_some_and(|t| t.first().is_none_or(Value::is_object))
     });
     let (receipts, logs) = (line.receipts.is_some(), line.logs.is_some());
-    Wanted { blocks: true, transactions: full, receipts: receipts && full, logs: receipts || logs, ..Default::default() }
+    Wanted {
+        blocks: true,
+        transactions: full,
+        receipts: receipts && full,
+        logs: receipts || logs,
+        ..Default::default()
+    }
 }
 
 #[test]
@@ -122,21 +128,50 @@ fn every_kind_of_lie_about_a_real_block_is_found() {
     let lies: &[Lie] = &[
         ("a log left out in the middle", |l| change(&mut l.logs, |v| drop(v.as_array_mut().unwrap().remove(100)))),
         ("no logs at all", |l| change(&mut l.logs, |v| *v = Value::Array(vec![]))),
-        ("a log twice", |l| change(&mut l.logs, |v| { let x = v[5].clone(); v.as_array_mut().unwrap().insert(5, x); })),
+        ("a log twice", |l| {
+            change(&mut l.logs, |v| {
+                let x = v[5].clone();
+                v.as_array_mut().unwrap().insert(5, x);
+            })
+        }),
         ("a removed log", |l| change(&mut l.logs, |v| v[3]["removed"] = true.into())),
         ("another amount in a log", |l| change(&mut l.logs, |v| v[0]["data"] = "0x01".into())),
-        ("another contract", |l| change(&mut l.logs, |v| v[0]["address"] = "0x0000000000000000000000000000000000000001".into())),
-        ("a log of another block", |l| change(&mut l.logs, |v| { let h = v[0]["transactionHash"].clone(); v[0]["blockHash"] = h; })),
-        ("a log of another transaction", |l| change(&mut l.logs, |v| { let h = v[200]["transactionHash"].clone(); v[0]["transactionHash"] = h; })),
+        ("another contract", |l| {
+            change(&mut l.logs, |v| v[0]["address"] = "0x0000000000000000000000000000000000000001".into())
+        }),
+        ("a log of another block", |l| {
+            change(&mut l.logs, |v| {
+                let h = v[0]["transactionHash"].clone();
+                v[0]["blockHash"] = h;
+            })
+        }),
+        ("a log of another transaction", |l| {
+            change(&mut l.logs, |v| {
+                let h = v[200]["transactionHash"].clone();
+                v[0]["transactionHash"] = h;
+            })
+        }),
         ("another status", |l| change(&mut l.receipts, |v| v[0]["status"] = "0x0".into())),
         ("another gas", |l| change(&mut l.receipts, |v| v[0]["gasUsed"] = "0x1".into())),
         ("a receipt left out", |l| change(&mut l.receipts, |v| drop(v.as_array_mut().unwrap().pop()))),
         ("a transaction left out", |l| change(&mut l.block, |v| drop(v["transactions"].as_array_mut().unwrap().pop()))),
-        ("another sender", |l| change(&mut l.block, |v| v["transactions"][0]["from"] = "0x0000000000000000000000000000000000000001".into())),
+        ("another sender", |l| {
+            change(&mut l.block, |v| v["transactions"][0]["from"] = "0x0000000000000000000000000000000000000001".into())
+        }),
         ("another value", |l| change(&mut l.block, |v| v["transactions"][0]["value"] = "0x1".into())),
-        ("another transaction hash", |l| change(&mut l.block, |v| { let h = v["parentHash"].clone(); v["transactions"][0]["hash"] = h; })),
+        ("another transaction hash", |l| {
+            change(&mut l.block, |v| {
+                let h = v["parentHash"].clone();
+                v["transactions"][0]["hash"] = h;
+            })
+        }),
         ("another time", |l| change(&mut l.block, |v| v["timestamp"] = "0x1".into())),
-        ("another parent, excused by a field", |l| change(&mut l.block, |v| { v["parentHash"] = v["stateRoot"].clone(); v["ownField"] = "0x1".into(); })),
+        ("another parent, excused by a field", |l| {
+            change(&mut l.block, |v| {
+                v["parentHash"] = v["stateRoot"].clone();
+                v["ownField"] = "0x1".into();
+            })
+        }),
         ("withdrawals changed", |l| change(&mut l.block, |v| v["withdrawals"][0]["amount"] = "0x1".into())),
     ];
     let quirks = Quirks::of(ChainId(1));

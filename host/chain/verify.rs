@@ -159,15 +159,13 @@ pub struct ReceiptFacts {
 pub fn receipts(receipts: &[ReceiptFacts], root: B256) -> Verdict {
     let mut envelopes = Vec::with_capacity(receipts.len());
     for facts in receipts {
-        let logs = facts.logs.iter().map(|log| {
-            alloy_primitives::Log::new_unchecked(log.address, log.topics.clone(), log.data.clone())
-        });
-        let receipt = Receipt {
-            status: facts.outcome,
-            cumulative_gas_used: facts.cumulative_gas_used,
-            logs: logs.collect(),
-        }
-        .with_bloom();
+        let logs = facts
+            .logs
+            .iter()
+            .map(|log| alloy_primitives::Log::new_unchecked(log.address, log.topics.clone(), log.data.clone()));
+        let receipt =
+            Receipt { status: facts.outcome, cumulative_gas_used: facts.cumulative_gas_used, logs: logs.collect() }
+                .with_bloom();
         envelopes.push(match facts.kind {
             0 => ReceiptEnvelope::Legacy(receipt),
             1 => ReceiptEnvelope::Eip2930(receipt),
@@ -221,7 +219,10 @@ pub fn in_order(logs: &[Log]) -> Result<(), Contradiction> {
     for pair in logs.windows(2) {
         let (a, b) = (&pair[0], &pair[1]);
         false_if(a.index >= b.index || a.transaction_index > b.transaction_index, || {
-            format!("log {} of transaction {} follows log {} of transaction {}", b.index, b.transaction_index, a.index, a.transaction_index)
+            format!(
+                "log {} of transaction {} follows log {} of transaction {}",
+                b.index, b.transaction_index, a.index, a.transaction_index
+            )
         })?;
     }
     Ok(())
@@ -233,7 +234,9 @@ pub fn all_logs(at: (u64, B256), bloom: &Bloom, logs: &[Log], quirks: &Quirks) -
     in_order(logs)?;
     if !quirks.log_gaps {
         for (expected, log) in logs.iter().enumerate() {
-            false_if(log.index as usize != expected, || format!("log {expected} is missing: the next one is {}", log.index))?;
+            false_if(log.index as usize != expected, || {
+                format!("log {expected} is missing: the next one is {}", log.index)
+            })?;
         }
     }
     if quirks.bloom_unreliable {

@@ -29,30 +29,106 @@ pub enum Asks {
 }
 
 const RATE: &[&str] = &[
-    "compute unit", "rate limit", "rate-limit", "ratelimit", "rate exceeded", "request rate", "too many requests", "request limit",
-    "requests limit", "requests per", "per second", "throttl", "daily request", "monthly", "capacity", "quota", "credits",
-    "reduce calls", "calls per", "call rate", "exceeded the allowed rps", "rps limit",
+    "compute unit",
+    "rate limit",
+    "rate-limit",
+    "ratelimit",
+    "rate exceeded",
+    "request rate",
+    "too many requests",
+    "request limit",
+    "requests limit",
+    "requests per",
+    "per second",
+    "throttl",
+    "daily request",
+    "monthly",
+    "capacity",
+    "quota",
+    "credits",
+    "reduce calls",
+    "calls per",
+    "call rate",
+    "exceeded the allowed rps",
+    "rps limit",
 ];
 
-const BEYOND: &[&str] =
-    &["unknown block", "header not found", "block not found", "header for hash not found", "beyond current head", "beyond head",
-      "beyond the head", "could not find block", "cannot find block", "block does not exist", "block hash not found", "after last accepted block",
-      "resource not found", "unknown header"];
+const BEYOND: &[&str] = &[
+    "unknown block",
+    "header not found",
+    "block not found",
+    "header for hash not found",
+    "beyond current head",
+    "beyond head",
+    "beyond the head",
+    "could not find block",
+    "cannot find block",
+    "block does not exist",
+    "block hash not found",
+    "after last accepted block",
+    "resource not found",
+    "unknown header",
+];
 
 const LESS: &[&str] = &[
-    "block range", "blocks range", "range is too", "range too", "too large", "too wide", "too big", "too many logs", "too many blocks",
-    "too many results", "more than", "exceeds max", "exceeds limit", "exceeds the limit", "exceed max", "max results", "response size", "limited to", "ranges over",
-    "range limit", "range exceeds", "range exceeded", "maximum range", "blocks distance", "must be smaller", "query timeout", "timed out",
-    "execution aborted", "limit exceeded", "limit your", "larger than", "greater than", "max range", "context deadline",
+    "block range",
+    "blocks range",
+    "range is too",
+    "range too",
+    "too large",
+    "too wide",
+    "too big",
+    "too many logs",
+    "too many blocks",
+    "too many results",
+    "more than",
+    "exceeds max",
+    "exceeds limit",
+    "exceeds the limit",
+    "exceed max",
+    "max results",
+    "response size",
+    "limited to",
+    "ranges over",
+    "range limit",
+    "range exceeds",
+    "range exceeded",
+    "maximum range",
+    "blocks distance",
+    "must be smaller",
+    "query timeout",
+    "timed out",
+    "execution aborted",
+    "limit exceeded",
+    "limit your",
+    "larger than",
+    "greater than",
+    "max range",
+    "context deadline",
 ];
 
 const NO_METHOD: &[&str] = &[
-    "method not found", "does not exist/is not available", "unsupported method", "method is not", "not supported", "method not",
-    "no such method", "unknown method", "not whitelisted", "not available on",
+    "method not found",
+    "does not exist/is not available",
+    "unsupported method",
+    "method is not",
+    "not supported",
+    "method not",
+    "no such method",
+    "unknown method",
+    "not whitelisted",
+    "not available on",
 ];
 
-const NO_TAG: &[&str] =
-    &["tag", "without 0x prefix", "invalid block number", "invalid argument 0", "cannot unmarshal", "cannot parse", "unknown variant"];
+const NO_TAG: &[&str] = &[
+    "tag",
+    "without 0x prefix",
+    "invalid block number",
+    "invalid argument 0",
+    "cannot unmarshal",
+    "cannot parse",
+    "unknown variant",
+];
 
 /// Reads a JSON-RPC error (or the text of an HTTP error, with code 0).
 pub fn classify(method: &str, code: i64, message: &str) -> Asks {
@@ -85,9 +161,24 @@ pub fn classify(method: &str, code: i64, message: &str) -> Asks {
 
 /// Text before a number of blocks.
 const BEFORE_SPAN: &[&str] = &[
-    "max range: ", "limited to 0 - ", "limited to a ", "limited to ", "max block range of ", "max block range ", "maximum block range: ",
-    "maximum is set to ", "ranges over ", "the limit is ", "max is ", "up to a ", "distance: ", "range limit of ", "limit your block range to ",
-    "smaller than size ", "greater than ", "range is too large, max ",
+    "max range: ",
+    "limited to 0 - ",
+    "limited to a ",
+    "limited to ",
+    "max block range of ",
+    "max block range ",
+    "maximum block range: ",
+    "maximum is set to ",
+    "ranges over ",
+    "the limit is ",
+    "max is ",
+    "up to a ",
+    "distance: ",
+    "range limit of ",
+    "limit your block range to ",
+    "smaller than size ",
+    "greater than ",
+    "range is too large, max ",
 ];
 
 fn hint(text: &str) -> Option<Hint> {

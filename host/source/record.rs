@@ -5,18 +5,21 @@
 //! known", never "empty". Lines stand in the order in which the blocks were seen: a line whose parent is not the
 //! block of the line before is a reorg. Knows nothing of pace or of canonical chains.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use alloy_primitives::B256;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::ReadError;
+use super::rpc::Rpc;
 use super::wire::{Parts, Trouble, WireBlock, assemble, parse_logs, parse_receipts};
+use super::{ReadError, Source};
 use crate::chain::verify::Quirks;
-use crate::model::{Block, ChainId, Wanted};
+use crate::model::{Block, BlockRef, ChainId, Wanted};
 
 /// One line, its parts unparsed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -41,7 +44,10 @@ impl Line {
     pub fn parts(&self) -> Result<Parts, Trouble> {
         let block = WireBlock::parse(self.block.as_ref().ok_or(Trouble::Lacks("block and header"))?.get())?;
         if block.hash != self.hash || block.header.number != self.number {
-            return Err(Trouble::False(format!("the line says block {} ({}), its block is another", self.number, self.hash)));
+            return Err(Trouble::False(format!(
+                "the line says block {} ({}), its block is another",
+                self.number, self.hash
+            )));
         }
         // A null is what a node says when it does not know: not a list.
         let known = |raw: &Option<Box<RawValue>>| raw.as_ref().filter(|r| r.get() != "null").cloned();
@@ -136,4 +142,104 @@ impl Writer {
         };
         buffered.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
     }
+}
+
+/// Waits between two tries where the provider does not say how long.
+const TRY_AFTER: Duration = Duration::from_millis(300);
+/// So often a provider is asked for one thing before recording is given up: some minutes.
+const TRIES: u32 = 200;
+
+async fn patiently<T, F: Future<Output = Result<T, ReadError>>>(mut ask: impl FnMut() -> F) -> Result<T, ReadError> {
+    let mut tries = 0;
+    loop {
+        match ask().await {
+            Err(ReadError::Again { after, .. }) if tries < TRIES => {
+                tries += 1;
+                tokio::time::sleep(after.unwrap_or(TRY_AFTER)).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+fn unwritten(e: io::Error) -> ReadError {
+    ReadError::Halt { why: format!("cannot write the recording: {e}") }
+}
+
+/// Records the canonical blocks `from..=to`, oldest first; `progress` hears of each. The caller finishes `out`.
+pub async fn record(
+    source: &Rpc,
+    from: u64,
+    to: u64,
+    out: &mut Writer,
+    mut progress: impl FnMut(BlockRef),
+) -> Result<(), ReadError> {
+    let mut before: Option<BlockRef> = None;
+    for number in from..=to {
+        let at = patiently(|| source.by_number(number)).await?;
+        if before.is_some_and(|b| b.hash != at.parent) {
+            let why =
+                format!("a reorg at block {number} while it was recorded: record final blocks, or follow the head");
+            return Err(ReadError::Halt { why });
+        }
+        out.write(&patiently(|| source.record(&at)).await?).map_err(unwritten)?;
+        progress(at);
+        before = Some(at);
+    }
+    Ok(())
+}
+
+/// Records from block `from` on, every block in the order in which it is seen, orphaned ones too, until `stop` ends
+/// or the block `to` is the head. A block that is gone before it could be read is left out with its descendants.
+pub async fn follow(
+    source: &Rpc,
+    from: u64,
+    to: Option<u64>,
+    out: &mut Writer,
+    stop: impl Future<Output = ()>,
+    mut progress: impl FnMut(BlockRef),
+) -> Result<(), ReadError> {
+    tokio::pin!(stop);
+    let mut seen: HashSet<B256> = HashSet::new();
+    loop {
+        let head = patiently(|| source.head()).await?;
+        match ancestry(source, head, from, &seen).await {
+            Ok(path) => {
+                for at in path {
+                    match patiently(|| source.record(&at)).await {
+                        Ok(line) => out.write(&line).map_err(unwritten)?,
+                        // Orphaned under our hands: the next head tells of what replaced it.
+                        Err(ReadError::Unknown { .. } | ReadError::False { .. }) => break,
+                        Err(halt) => return Err(halt),
+                    }
+                    seen.insert(at.hash);
+                    progress(at);
+                }
+            }
+            Err(ReadError::Unknown { .. } | ReadError::False { .. }) => {}
+            Err(halt) => return Err(halt),
+        }
+        if to.is_some_and(|to| head.number >= to && seen.contains(&head.hash)) {
+            return Ok(());
+        }
+        tokio::select! {
+            () = &mut stop => return Ok(()),
+            () = source.changed() => {}
+        }
+    }
+}
+
+/// What was not seen yet of a head's ancestry down to `from`, oldest first.
+async fn ancestry(source: &Rpc, head: BlockRef, from: u64, seen: &HashSet<B256>) -> Result<Vec<BlockRef>, ReadError> {
+    let mut path = Vec::new();
+    let mut at = head;
+    while at.number >= from && !seen.contains(&at.hash) {
+        path.push(at);
+        if at.number == 0 {
+            break;
+        }
+        at = patiently(|| source.by_hash(at.parent)).await?;
+    }
+    path.reverse();
+    Ok(path)
 }

@@ -91,7 +91,11 @@ impl Recorded {
             Some(toml::Value::String(one)) => vec![one.clone()],
             Some(toml::Value::Array(many)) => many
                 .iter()
-                .map(|v| v.as_str().map(String::from).ok_or_else(|| refuse(&open.name, "`files` holds something that is not a text")))
+                .map(|v| {
+                    v.as_str()
+                        .map(String::from)
+                        .ok_or_else(|| refuse(&open.name, "`files` holds something that is not a text"))
+                })
                 .collect::<Result<_, _>>()?,
             _ => return Err(refuse(&open.name, "`files` is missing: give the recordings to play")),
         };
@@ -101,7 +105,12 @@ impl Recorded {
             Some(toml::Value::String(s)) if s == "real" => Pace::Real,
             Some(v) => match v.as_float().or_else(|| v.as_integer().map(|i| i as f64)) {
                 Some(n) if n.is_finite() && n > 0.0 && n <= 1e6 => Pace::Every(Duration::from_secs_f64(1.0 / n)),
-                _ => return Err(refuse(&open.name, "`pace` is \"as-fast-as-possible\", \"real\" or a number of blocks per second")),
+                _ => {
+                    return Err(refuse(
+                        &open.name,
+                        "`pace` is \"as-fast-as-possible\", \"real\" or a number of blocks per second",
+                    ));
+                }
             },
         };
         let mut files = Vec::new();
@@ -122,15 +131,23 @@ impl Recorded {
                 if line.chain() != expected {
                     return Err(halt(path, number, format!("a block of {}, but {expected} is expected", line.chain())));
                 }
-                let json = line.block.as_ref().ok_or_else(|| halt(path, number, "it has no `block`: a header is needed to play it"))?;
-                let at = wire::place(json.get(), expected, &quirks, &mut Vec::new()).map_err(|t| halt(path, number, t))?;
+                let json = line
+                    .block
+                    .as_ref()
+                    .ok_or_else(|| halt(path, number, "it has no `block`: a header is needed to play it"))?;
+                let at =
+                    wire::place(json.get(), expected, &quirks, &mut Vec::new()).map_err(|t| halt(path, number, t))?;
                 if at.hash != line.hash || at.number != line.number {
                     return Err(halt(path, number, "its `number` or `hash` is not that of its `block`"));
                 }
                 // Siblings of the first block have a parent that nobody recorded.
                 let first = entries.first().map_or(at.number, |e| e.at.number);
                 if at.number > first && !known.contains_key(&at.parent) {
-                    return Err(halt(path, number, format!("the parent of block {} is not in the recording before it: there is a gap", at.number)));
+                    return Err(halt(
+                        path,
+                        number,
+                        format!("the parent of block {} is not in the recording before it: there is a gap", at.number),
+                    ));
                 }
                 if known.get(&at.parent).is_some_and(|below| below + 1 != at.number) {
                     return Err(halt(path, number, format!("block {} is not one above its parent", at.number)));
@@ -193,7 +210,9 @@ impl Recorded {
             Some(&index) => Ok(index),
             None if played.canonical.first_key_value().is_some_and(|(&first, _)| number < first) => {
                 let first = played.canonical.first_key_value().map_or(0, |(&n, _)| n);
-                Err(ReadError::Halt { why: format!("block {number} is asked for, but the recording begins at {first}") })
+                Err(ReadError::Halt {
+                    why: format!("block {number} is asked for, but the recording begins at {first}"),
+                })
             }
             None => Err(ReadError::Unknown { what: format!("block {number}") }),
         }
@@ -227,7 +246,10 @@ fn quirks_of(open: &Open, chain: ChainId) -> Result<Quirks, ReadError> {
     let mut quirks = Quirks::of(chain);
     for name in open.table.get("quirks").and_then(toml::Value::as_array).into_iter().flatten() {
         if !name.as_str().is_some_and(|n| quirks.enable(n)) {
-            return Err(refuse(&open.name, format!("there is no quirk {name}; there are: {}", Quirks::NAMES.join(", "))));
+            return Err(refuse(
+                &open.name,
+                format!("there is no quirk {name}; there are: {}", Quirks::NAMES.join(", ")),
+            ));
         }
     }
     Ok(quirks)
@@ -315,7 +337,8 @@ impl Source for Recorded {
         }
         let to = to.min(head).min(from.saturating_add(BLOCKS_AT_ONCE - 1));
         let indexes = (from..=to).map(|n| self.height(n)).collect::<Result<Vec<_>, _>>()?;
-        let last = *indexes.last().ok_or(ReadError::Halt { why: format!("a range from {from} to {to}: this is a bug") })?;
+        let last =
+            *indexes.last().ok_or(ReadError::Halt { why: format!("a range from {from} to {to}: this is a bug") })?;
         let mut blocks = self.read(indexes, wanted).await?;
         let each = wanted.blocks || wanted.transactions || wanted.receipts;
         blocks.retain(|b| each || !b.logs.is_empty());

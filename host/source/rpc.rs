@@ -101,9 +101,11 @@ enum OneOrMany {
 fn option<T: serde::de::DeserializeOwned>(open: &Open, key: &str) -> Result<Option<T>, ReadError> {
     let Some(value) = open.table.get(key) else { return Ok(None) };
     // The value may be a URL with a key in it: not repeated.
-    value.clone().try_into().map(Some).map_err(|_| ReadError::Halt {
-        why: format!("[chain.{}]: `{key}` has a value of the wrong type", open.name),
-    })
+    value
+        .clone()
+        .try_into()
+        .map(Some)
+        .map_err(|_| ReadError::Halt { why: format!("[chain.{}]: `{key}` has a value of the wrong type", open.name) })
 }
 
 impl Rpc {
@@ -122,8 +124,9 @@ impl Rpc {
         let mut headers = reqwest::header::HeaderMap::new();
         for (name, value) in option::<BTreeMap<String, String>>(&open, "headers")?.unwrap_or_default() {
             let name = reqwest::header::HeaderName::try_from(name).map_err(|e| halt(format!("`headers`: {e}")))?;
-            let mut value = reqwest::header::HeaderValue::try_from(value)
-                .map_err(|_| halt(format!("`headers`: the value of {name} has characters that a header cannot hold")))?;
+            let mut value = reqwest::header::HeaderValue::try_from(value).map_err(|_| {
+                halt(format!("`headers`: the value of {name} has characters that a header cannot hold"))
+            })?;
             value.set_sensitive(true);
             headers.insert(name, value);
         }
@@ -372,7 +375,9 @@ impl Inner {
     async fn raw_receipts(&self, ep: &Endpoint, block: &WireBlock) -> Result<Box<RawValue>, Fail> {
         if !ep.no_block_receipts.load(Ordering::Relaxed) {
             match ep.call("eth_getBlockReceipts", json!([block.hash])).await {
-                Ok(raw) if raw.get() == "null" => return Err(Fail::Unknown(format!("the receipts of block {}", block.hash))),
+                Ok(raw) if raw.get() == "null" => {
+                    return Err(Fail::Unknown(format!("the receipts of block {}", block.hash)));
+                }
                 Err(Fail::NoMethod(_)) => ep.no_block_receipts.store(true, Ordering::Relaxed),
                 other => return other,
             }
@@ -579,8 +584,7 @@ impl Inner {
         }
         if !self.quirks.bloom_unreliable {
             let outside = self.quirks.may_state_sync(at.0).then(|| verify::state_sync_hash(at.0, at.1));
-            let inside: Vec<Log> =
-                logs.iter().filter(|l| Some(l.transaction_hash) != outside).cloned().collect();
+            let inside: Vec<Log> = logs.iter().filter(|l| Some(l.transaction_hash) != outside).cloned().collect();
             verify::in_bloom(bloom, &inside).map_err(contradiction)?;
         }
         Ok(logs)

@@ -25,8 +25,14 @@ use crate::model::ChainId;
 pub(super) enum Fail {
     /// The connection, not the question: another provider may do.
     Dead(String),
-    Limited { why: String, after: Option<Duration> },
-    TooLarge { why: String, hint: Option<Hint> },
+    Limited {
+        why: String,
+        after: Option<Duration>,
+    },
+    TooLarge {
+        why: String,
+        hint: Option<Hint>,
+    },
     Unknown(String),
     NoMethod(String),
     NoTag,
@@ -37,6 +43,7 @@ pub(super) enum Fail {
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MOST: Duration = Duration::from_secs(10);
+const AGAIN_AFTER: Duration = Duration::from_millis(50);
 /// Rate limits are waited for so often within one call, with doubling waits: 0.25 s to 2 s.
 const LIMIT_TRIES: u32 = 4;
 /// The largest answer over WebSocket: receipts of the largest blocks are some 20 MiB.
@@ -108,9 +115,8 @@ impl Endpoint {
     async fn connect(&self) -> Result<RpcClient, Fail> {
         let dead = |e: &dyn std::fmt::Display| Fail::Dead(self.redact(&format!("no connection: {e}")));
         let client = if self.is_websocket() {
-            let config = WebSocketConfig::default()
-                .max_message_size(Some(ANSWER_MOST))
-                .max_frame_size(Some(ANSWER_MOST));
+            let config =
+                WebSocketConfig::default().max_message_size(Some(ANSWER_MOST)).max_frame_size(Some(ANSWER_MOST));
             // One try: reconnecting is decided here, where other providers are known of.
             let connect = WsConnect::new(self.url.as_str()).with_config(config).with_max_retries(1);
             let opening = ClientBuilder::default().ws(connect);
@@ -220,11 +226,20 @@ impl Endpoint {
 
     /// One call. Rate limits are waited for a while; a connection that fails is dropped.
     pub async fn call(&self, method: &'static str, params: Value) -> Result<Box<RawValue>, Fail> {
-        let mut tries = 0;
+        let (mut tries, mut again) = (0, false);
         loop {
             let client = self.client().await?;
             let answer = self.ask(&client, method, &params).await;
             match &answer {
+                // Once more, over a new connection: an operation of many calls must not fall with one of them.
+                Err(Fail::Dead(_) | Fail::Other(_)) if !again => {
+                    again = true;
+                    if matches!(answer, Err(Fail::Dead(_))) {
+                        self.reset().await;
+                    }
+                    tokio::time::sleep(jitter(AGAIN_AFTER)).await;
+                    continue;
+                }
                 Err(Fail::Dead(_)) => {
                     self.reset().await;
                     self.failed();

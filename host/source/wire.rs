@@ -35,10 +35,37 @@ fn unreadable(what: &str, e: &serde_json::Error) -> Trouble {
 
 /// Names that a header may have in JSON without being hashed otherwise than Ethereum does.
 const KNOWN_FIELDS: &[&str] = &[
-    "hash", "parentHash", "sha3Uncles", "miner", "author", "stateRoot", "transactionsRoot", "receiptsRoot", "logsBloom",
-    "difficulty", "totalDifficulty", "number", "gasLimit", "gasUsed", "timestamp", "extraData", "mixHash", "nonce",
-    "baseFeePerGas", "withdrawalsRoot", "blobGasUsed", "excessBlobGas", "parentBeaconBlockRoot", "requestsHash",
-    "blockAccessListHash", "slotNumber", "transactions", "uncles", "withdrawals", "size", "sealFields",
+    "hash",
+    "parentHash",
+    "sha3Uncles",
+    "miner",
+    "author",
+    "stateRoot",
+    "transactionsRoot",
+    "receiptsRoot",
+    "logsBloom",
+    "difficulty",
+    "totalDifficulty",
+    "number",
+    "gasLimit",
+    "gasUsed",
+    "timestamp",
+    "extraData",
+    "mixHash",
+    "nonce",
+    "baseFeePerGas",
+    "withdrawalsRoot",
+    "blobGasUsed",
+    "excessBlobGas",
+    "parentBeaconBlockRoot",
+    "requestsHash",
+    "blockAccessListHash",
+    "slotNumber",
+    "transactions",
+    "uncles",
+    "withdrawals",
+    "size",
+    "sealFields",
 ];
 
 /// Chains whose headers are Ethereum's: no unknown field excuses a wrong hash there.
@@ -124,7 +151,8 @@ impl WireBlock {
     pub fn parse(json: &str) -> Result<Self, Trouble> {
         let (header, foreign) = parse_header(json)?;
         let outer: Outer = serde_json::from_str(json).map_err(|e| unreadable("the block", &e))?;
-        let listed = outer.transactions.ok_or_else(|| Trouble::False("the block has no list of transactions".into()))?;
+        let listed =
+            outer.transactions.ok_or_else(|| Trouble::False("the block has no list of transactions".into()))?;
         let transactions = if listed.first().is_some_and(|t| t.get().starts_with('"')) {
             let hashes = listed.iter().map(|t| serde_json::from_str(t.get()));
             Listed::Hashes(hashes.collect::<Result<_, _>>().map_err(|e| unreadable("a transaction hash", &e))?)
@@ -349,14 +377,15 @@ fn check_transactions(
     quirks: &Quirks,
     doubts: &mut Vec<String>,
 ) -> Result<(), Trouble> {
-    for (i, tx) in all.iter().enumerate() {
+    let inside = all.len() - usize::from(block.state_synced(quirks));
+    // Bor may tell the place that a state-sync transaction had in an orphaned sibling: it is known by its hash.
+    for (i, tx) in all[..inside].iter().enumerate() {
         let placed = tx.told.transaction_index.is_none_or(|t| t.to::<u64>() == i as u64)
             && tx.told.block_hash.is_none_or(|h| h == block.hash);
         if !placed {
             return Err(Trouble::False(format!("transaction {i} is placed elsewhere by its own fields")));
         }
     }
-    let inside = all.len() - usize::from(block.state_synced(quirks));
     let mut known = Vec::with_capacity(inside);
     for tx in &all[..inside] {
         match &tx.hashed {
@@ -461,7 +490,9 @@ fn take_transactions(block: &WireBlock, receipts: Option<&Receipts>) -> Result<V
             let created = match receipt {
                 Some(_) if success == Some(false) => None,
                 // Proven transactions: computed, not believed.
-                Some(_) if told.to.is_none() && tx.hashed.is_some() => Some(verify::created(told.from, told.nonce.to())),
+                Some(_) if told.to.is_none() && tx.hashed.is_some() => {
+                    Some(verify::created(told.from, told.nonce.to()))
+                }
                 Some((r, _)) => r.contract_address,
                 None => None,
             };
@@ -493,9 +524,7 @@ fn price(tx: &WireTransaction, base_fee: Option<u64>) -> u128 {
     match (tx.max_fee_per_gas, tx.max_priority_fee_per_gas, base_fee) {
         // A legacy transaction has no say in these, whatever fields it is told with.
         _ if tx.kind.unwrap_or_default().to::<u64>() < 2 => tx.gas_price.unwrap_or_default().to(),
-        (Some(most), Some(tip), Some(base)) => {
-            most.to::<u128>().min(u128::from(base).saturating_add(tip.to::<u128>()))
-        }
+        (Some(most), Some(tip), Some(base)) => most.to::<u128>().min(u128::from(base).saturating_add(tip.to::<u128>())),
         _ => tx.gas_price.unwrap_or_default().to(),
     }
 }

@@ -53,7 +53,8 @@ impl Anvil {
             .spawn()
             .expect("anvil starts");
         let mut lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
-        let listening = lines.by_ref().map_while(Result::ok).find_map(|l| l.split_once("Listening on ").map(|(_, a)| a.to_owned()));
+        let listening =
+            lines.by_ref().map_while(Result::ok).find_map(|l| l.split_once("Listening on ").map(|(_, a)| a.to_owned()));
         let Some(address) = listening else {
             let status = child.wait().expect("anvil has ended");
             panic!("anvil ended before it listened: {status}");

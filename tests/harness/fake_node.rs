@@ -57,13 +57,31 @@ fn make(parent: Option<&Made>, logs: usize, salt: u64) -> Made {
     let mut envelopes = Vec::new();
     let (mut receipts, mut all) = (Vec::new(), Vec::new());
     for i in 0..logs {
-        let tx = TxLegacy { nonce: salt * 1000 + i as u64, gas_price: 7, gas_limit: 50_000, to: TxKind::Call(TOKEN), value: U256::from(i), ..Default::default() };
+        let tx = TxLegacy {
+            nonce: salt * 1000 + i as u64,
+            gas_price: 7,
+            gas_limit: 50_000,
+            to: TxKind::Call(TOKEN),
+            value: U256::from(i),
+            ..Default::default()
+        };
         envelopes.push(TxEnvelope::Legacy(tx.into_signed(Signature::test_signature())));
         let data = Bytes::from(vec![i as u8; 32]);
         let party = B256::with_last_byte(i as u8);
-        all.push(Log { index: i as u32, transaction_index: i as u32, transaction_hash: *envelopes[i].tx_hash(), address: TOKEN, topics: vec![TOPIC, party], data: data.clone() });
+        all.push(Log {
+            index: i as u32,
+            transaction_index: i as u32,
+            transaction_hash: *envelopes[i].tx_hash(),
+            address: TOKEN,
+            topics: vec![TOPIC, party],
+            data: data.clone(),
+        });
         let log = alloy_primitives::Log::new_unchecked(TOKEN, vec![TOPIC, party], data);
-        let receipt = alloy_consensus::Receipt { status: true.into(), cumulative_gas_used: 21_000 * (i as u64 + 1), logs: vec![log] };
+        let receipt = alloy_consensus::Receipt {
+            status: true.into(),
+            cumulative_gas_used: 21_000 * (i as u64 + 1),
+            logs: vec![log],
+        };
         receipts.push(ReceiptEnvelope::Legacy(receipt.with_bloom()));
     }
     let header = Header {
@@ -166,7 +184,9 @@ impl State {
                 None => return Reply::Error(-32000, "unknown block".into()),
             }
         } else {
-            let at = |v: &Value| v.as_str().and_then(|s| usize::from_str_radix(s.trim_start_matches("0x"), 16).ok()).unwrap_or(0);
+            let at = |v: &Value| {
+                v.as_str().and_then(|s| usize::from_str_radix(s.trim_start_matches("0x"), 16).ok()).unwrap_or(0)
+            };
             let (from, to) = (at(&filter["fromBlock"]), at(&filter["toBlock"]));
             self.chain.iter().skip(from).take((to + 1).saturating_sub(from)).collect()
         };
@@ -176,7 +196,8 @@ impl State {
         };
         let logs = blocks.iter().flat_map(|m| m.logs.iter());
         let fits = |l: &&Value| {
-            allowed(filter.get("address"), &l["address"]) && allowed(filter.get("topics").and_then(|t| t.get(0)), &l["topics"][0])
+            allowed(filter.get("address"), &l["address"])
+                && allowed(filter.get("topics").and_then(|t| t.get(0)), &l["topics"][0])
         };
         Reply::Answer(json!(logs.filter(fits).cloned().collect::<Vec<_>>()))
     }
@@ -203,6 +224,10 @@ impl FakeNode {
 
     pub fn push(&self, logs: usize) -> B256 {
         self.state().push(logs)
+    }
+
+    pub fn tip(&self) -> B256 {
+        self.state().chain.last().expect("a chain has a genesis block").hash
     }
 
     /// Takes the last `depth` blocks away and puts as many and one more there.
@@ -249,7 +274,8 @@ async fn answer(state: Arc<Mutex<State>>, body: Value) -> Response {
     match reply {
         Reply::Answer(result) => axum::Json(json!({ "jsonrpc": "2.0", "id": id, "result": result })).into_response(),
         Reply::Error(code, message) => {
-            axum::Json(json!({ "jsonrpc": "2.0", "id": id, "error": { "code": code, "message": message } })).into_response()
+            axum::Json(json!({ "jsonrpc": "2.0", "id": id, "error": { "code": code, "message": message } }))
+                .into_response()
         }
         Reply::Status(status, body) => {
             (axum::http::StatusCode::from_u16(status).expect("a status"), body).into_response()

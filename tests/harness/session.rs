@@ -152,7 +152,9 @@ impl State {
             "eth_getBlockByNumber" => Ok(shape(self.by_number(&p[0]))),
             "eth_getBlockByHash" => Ok(shape(self.by_hash(&p[0]))),
             "eth_getLogs" => self.logs(&p[0]),
-            _ => Err(json!({ "code": -32601, "message": format!("the method {method} does not exist/is not available") })),
+            _ => Err(
+                json!({ "code": -32601, "message": format!("the method {method} does not exist/is not available") }),
+            ),
         }
     }
 }
