@@ -1,3 +1,8 @@
+//! The integration tests, in one binary: a file for each promise.
+
 mod harness;
+mod sinks;
+
+mod cli;
 mod source;
 mod verify;

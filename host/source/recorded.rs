@@ -377,6 +377,10 @@ impl Source for Recorded {
         }
     }
 
+    fn first(&self) -> Option<u64> {
+        self.shared.entries.iter().map(|e| e.at.number).min()
+    }
+
     fn ended(&self) -> bool {
         let played = self.played();
         played.seen && played.count == self.shared.entries.len()

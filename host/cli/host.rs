@@ -1,0 +1,173 @@
+//! The whole process, started and stopped: what `run`, `dev`, `replay` and `plugin test` have in common.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use crate::config::{Config, LogConfig};
+use crate::model::Status;
+use crate::router::handle::Handle;
+
+/// SIGTERM must have ended in 10 s; one is kept for what comes after the drain.
+pub const DRAIN: Duration = Duration::from_secs(9);
+
+pub struct Running {
+    pub handle: Handle,
+}
+
+pub async fn start(_config: Config) -> anyhow::Result<Running> {
+    anyhow::bail!("not built yet")
+}
+
+impl Running {
+    /// Where it is served.
+    pub fn url(&self) -> String {
+        String::new()
+    }
+
+    /// Returns when it stopped by itself, with the reason.
+    pub async fn stopped(&mut self) -> String {
+        std::future::pending().await
+    }
+
+    /// Takes nothing more in, lets what is under way finish, and releases the journal.
+    pub async fn drain(self, _within: Duration) -> anyhow::Result<()> {
+        Ok(())
+    }
+}
+
+/// Begins to log as configured.
+pub fn log(_config: &LogConfig) {}
+
+/// SIGINT and SIGTERM.
+pub struct Signals {
+    #[cfg(unix)]
+    terminate: tokio::signal::unix::Signal,
+    #[cfg(unix)]
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    #[cfg(unix)]
+    pub fn listen() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+    #[cfg(unix)]
+    pub async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+    #[cfg(not(unix))]
+    pub fn listen() -> std::io::Result<Self> {
+        Ok(Self {})
+    }
+    #[cfg(not(unix))]
+    pub async fn next(&mut self) {
+        // Where it cannot be listened to, the system's own way of ending a process is left.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Plugins that catch up, as `(plugin on chain, at, of)`.
+fn catching_up(status: &Status) -> Vec<(String, u64, u64)> {
+    let mut all = vec![];
+    for plugin in &status.plugins {
+        for on in plugin.chains.iter().filter(|on| on.state == "catching-up") {
+            let at = on.cursor.as_ref().map_or(0, |block| block.number);
+            all.push((format!("{} on {}", plugin.name, on.chain), at, at + on.lag_blocks.unwrap_or(0)));
+        }
+    }
+    all
+}
+
+/// Shows how far plugins that catch up have come: bars on a terminal, a line now and then elsewhere. Ends with
+/// the process it watches.
+pub async fn show_progress(handle: Handle) {
+    /// A line of the plain form; a bar moves ten times as often.
+    const LINE_EVERY: Duration = Duration::from_secs(10);
+    let terminal = std::io::stderr().is_terminal();
+    let bars = indicatif::MultiProgress::new();
+    let mut shown: std::collections::BTreeMap<String, (indicatif::ProgressBar, u64)> = Default::default();
+    let mut tick = tokio::time::interval(if terminal { LINE_EVERY / 50 } else { LINE_EVERY });
+    let mut status = handle.status.clone();
+    while status.has_changed().is_ok() {
+        tick.tick().await;
+        let now = catching_up(&status.borrow_and_update().clone());
+        for (name, at, of) in &now {
+            if !terminal {
+                tracing::info!(at, of, "{name} catches up");
+                continue;
+            }
+            let (bar, begin) = shown.entry(name.clone()).or_insert_with(|| {
+                let bar = bars.add(indicatif::ProgressBar::new(1).with_message(name.clone()));
+                let style =
+                    indicatif::ProgressStyle::with_template("{msg}  {wide_bar}  {pos}/{len} blocks, {eta} left");
+                bar.set_style(style.expect("the template is sound"));
+                (bar, *at)
+            });
+            bar.set_length(of.saturating_sub(*begin));
+            bar.set_position(at.saturating_sub(*begin));
+        }
+        shown.retain(|name, (bar, _)| {
+            let stays = now.iter().any(|(other, ..)| other == name);
+            if !stays {
+                bar.finish_and_clear();
+            }
+            stays
+        });
+    }
+}
+
+/// Everything that a recording holds has been processed; or why it will not be.
+pub fn played(status: &Status) -> Option<Result<(), String>> {
+    if let Some(file) = status.refused_files.first() {
+        return Some(Err(format!("{}: {}", file.file, file.why)));
+    }
+    if let Some(chain) = status.chains.iter().find(|chain| chain.state == "halted") {
+        return Some(Err(format!(
+            "chain {} halted: {}",
+            chain.name,
+            chain.why.as_deref().unwrap_or("no reason given")
+        )));
+    }
+    for plugin in &status.plugins {
+        if let Some(refused) = &plugin.refused {
+            return Some(Err(format!("{}: {}", refused.file, refused.why)));
+        }
+        if let Some(on) = plugin.chains.iter().find(|on| on.state == "faulted") {
+            return Some(Err(format!("{} faulted: {}", plugin.name, on.why.as_deref().unwrap_or("no reason given"))));
+        }
+    }
+    let ended = !status.chains.is_empty() && status.chains.iter().all(|chain| chain.state == "ended");
+    let mut consumers = status.plugins.iter().flat_map(|plugin| &plugin.chains).peekable();
+    let at_end = consumers.peek().is_some() && consumers.all(|on| on.lag_blocks == Some(0));
+    (ended && at_end).then_some(Ok(()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ChainStatus, ConsumerStatus, PluginStatus, RefusedFile};
+
+    #[test]
+    fn a_recording_is_played_when_every_plugin_is_at_its_end() {
+        let consumer = |state: &str, lag| ConsumerStatus { state: state.into(), lag_blocks: lag, ..Default::default() };
+        let with = |chain: &str, chains: Vec<ConsumerStatus>| Status {
+            chains: vec![ChainStatus { state: chain.into(), ..Default::default() }],
+            plugins: vec![PluginStatus { name: "p".into(), chains, ..Default::default() }],
+            ..Default::default()
+        };
+        assert_eq!(played(&Status::default()), None);
+        assert_eq!(played(&with("ended", vec![])), None);
+        assert_eq!(played(&with("following", vec![consumer("live", Some(0))])), None);
+        assert_eq!(played(&with("ended", vec![consumer("live", Some(1))])), None);
+        assert_eq!(played(&with("ended", vec![consumer("live", Some(0))])), Some(Ok(())));
+        assert!(matches!(played(&with("ended", vec![consumer("faulted", Some(0))])), Some(Err(_))));
+        let refused = vec![RefusedFile::default()];
+        assert!(matches!(played(&Status { refused_files: refused, ..Default::default() }), Some(Err(_))));
+    }
+}
