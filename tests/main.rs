@@ -7,3 +7,5 @@ mod cli;
 mod examples;
 mod simulation;
 mod sinks;
+mod source;
+mod verify;

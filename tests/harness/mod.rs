@@ -3,11 +3,14 @@
 // Not every test uses all of it.
 #![allow(dead_code)]
 
+pub mod anvil;
 pub mod chain;
+pub mod fake_node;
 pub mod guests;
 pub mod nats;
 pub mod postgres;
 pub mod receiver;
+pub mod session;
 pub mod sim;
 
 use std::future::Future;
