@@ -11,7 +11,7 @@ const ALICE: Address = address!("0x000000000000000000000000000000000000a11c");
 const SHOP: Address = address!("0x0000000000000000000000000000000000005409");
 
 fn story(emissions: &[Emission]) -> Vec<(u64, String, String)> {
-    let word = |e: &Emission| e.json()["followed"]["what"].as_str().expect("a string").to_owned();
+    let word = |e: &Emission| e.json()["what"].as_str().expect("a string").to_owned();
     emissions.iter().map(|e| (e.block, e.stream.clone(), word(e))).collect()
 }
 
@@ -35,8 +35,10 @@ fn a_deposit_of_ether_is_seen_then_confirmed_then_finalized() {
         [says(11, "seen", "ether"), says(13, "confirmed", "ether"), says(15, "finalized", "ether")]
     );
     assert_eq!(emissions[1].json()["confirmations"], 3);
-    assert_eq!(emissions[1].json()["followed"], emissions[0].json()["followed"]);
-    assert_eq!(emissions[0].json()["followed"]["value"], "7");
+    let mut confirmed = emissions[1].json();
+    confirmed.as_object_mut().expect("an object").remove("confirmations");
+    assert_eq!(confirmed, emissions[0].json(), "it says again what was seen, with the block of inclusion");
+    assert_eq!(emissions[0].json()["value"], "7");
     assert_eq!(plugin.entries().count(), 0, "what is finalized is forgotten");
 }
 
@@ -57,7 +59,7 @@ fn a_transaction_is_followed_by_its_hash_also_when_reverted() {
         plugin.blocks(&[Block::new(1).tx(other).tx(Tx::new(ALICE, SHOP).hash(tx).reverted()), Block::new(2)]);
     let expected = [says(1, "seen", "transaction"), says(2, "confirmed", "transaction"), says(2, "finalized", "transaction")];
     assert_eq!(story(&emissions), expected);
-    assert_eq!(emissions[0].json()["followed"]["success"], false);
+    assert_eq!(emissions[0].json()["success"], false);
     assert_eq!(emissions[0].lane_key, tx.to_string());
 }
 
@@ -73,8 +75,8 @@ fn tokens_sent_to_a_deposit_address_are_followed_and_others_are_not() {
         .tx(Tx::new(ALICE, SHOP).value(U256::from(8)).reverted());
     let emissions = Tester::<Confirmations>::with_config(&config).block(&block);
     assert_eq!(story(&emissions), [says(1, "seen", "token")]);
-    assert_eq!(emissions[0].json()["followed"]["value"], "5");
-    assert_eq!(emissions[0].json()["followed"]["token"], TOKEN.to_string().to_lowercase());
+    assert_eq!(emissions[0].json()["value"], "5");
+    assert_eq!(emissions[0].json()["token"], TOKEN.to_string().to_lowercase());
 }
 
 #[test]
@@ -95,6 +97,15 @@ fn a_configuration_that_follows_nothing_or_counts_wrongly_is_refused() {
     let address = r#""addresses": ["0x0000000000000000000000000000000000005409"]"#;
     assert!(why(&format!("{{{address}, \"confirmations\": 0}}")).contains("`confirmations`"));
     assert!(why(&format!("{{{address}, \"confirmations\": 9, \"finality_depth\": 8}}")).contains("`finality_depth`"));
+}
+
+#[test]
+fn the_schemas_are_flat_for_a_store() {
+    let manifest = Tester::<Confirmations>::with_config(&json!({"addresses": [SHOP]}).to_string()).manifest();
+    let schema: chainweir_sdk::serde_json::Value = chainweir_sdk::serde_json::from_str(&manifest.streams[1].schema).expect("JSON");
+    let properties = schema["properties"].as_object().expect("properties");
+    assert_eq!(properties.len(), 10);
+    assert_eq!(properties["value"]["format"], "uint256");
 }
 
 #[test]
