@@ -27,7 +27,8 @@ fn paid(number: u64, value: u64) -> Block {
 fn a_deposit_of_ether_is_seen_then_confirmed_then_finalized() {
     let config = json!({"addresses": [SHOP], "confirmations": 3, "finality_depth": 5}).to_string();
     let mut plugin = Tester::<Confirmations>::with_config(&config);
-    let blocks: Vec<Block> = (10..20).map(|number| if number == 11 { paid(11, 7) } else { Block::new(number) }).collect();
+    let blocks: Vec<Block> =
+        (10..20).map(|number| if number == 11 { paid(11, 7) } else { Block::new(number) }).collect();
     let emissions = plugin.blocks(&blocks);
     // Block 11 is the first of three confirmations, so 13 is the third.
     assert_eq!(
@@ -46,7 +47,10 @@ fn a_deposit_of_ether_is_seen_then_confirmed_then_finalized() {
 fn one_confirmation_is_the_block_of_inclusion() {
     let config = json!({"addresses": [SHOP], "confirmations": 1, "finality_depth": 1}).to_string();
     let emissions = Tester::<Confirmations>::with_config(&config).block(&paid(5, 1));
-    assert_eq!(story(&emissions), [says(5, "seen", "ether"), says(5, "confirmed", "ether"), says(5, "finalized", "ether")]);
+    assert_eq!(
+        story(&emissions),
+        [says(5, "seen", "ether"), says(5, "confirmed", "ether"), says(5, "finalized", "ether")]
+    );
 }
 
 #[test]
@@ -57,7 +61,8 @@ fn a_transaction_is_followed_by_its_hash_also_when_reverted() {
     let other = Tx::new(ALICE, SHOP).value(U256::from(1));
     let emissions =
         plugin.blocks(&[Block::new(1).tx(other).tx(Tx::new(ALICE, SHOP).hash(tx).reverted()), Block::new(2)]);
-    let expected = [says(1, "seen", "transaction"), says(2, "confirmed", "transaction"), says(2, "finalized", "transaction")];
+    let expected =
+        [says(1, "seen", "transaction"), says(2, "confirmed", "transaction"), says(2, "finalized", "transaction")];
     assert_eq!(story(&emissions), expected);
     assert_eq!(emissions[0].json()["success"], false);
     assert_eq!(emissions[0].lane_key, tx.to_string());
@@ -102,7 +107,8 @@ fn a_configuration_that_follows_nothing_or_counts_wrongly_is_refused() {
 #[test]
 fn the_schemas_are_flat_for_a_store() {
     let manifest = Tester::<Confirmations>::with_config(&json!({"addresses": [SHOP]}).to_string()).manifest();
-    let schema: chainweir_sdk::serde_json::Value = chainweir_sdk::serde_json::from_str(&manifest.streams[1].schema).expect("JSON");
+    let schema: chainweir_sdk::serde_json::Value =
+        chainweir_sdk::serde_json::from_str(&manifest.streams[1].schema).expect("JSON");
     let properties = schema["properties"].as_object().expect("properties");
     assert_eq!(properties.len(), 10);
     assert_eq!(properties["value"]["format"], "uint256");

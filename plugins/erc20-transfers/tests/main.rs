@@ -128,10 +128,9 @@ fn the_emissions_are_those_of_the_golden_file() {
 fn on_mainnet_blocks_it_finds_what_an_independent_decoder_finds() {
     let data = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data");
     let open = |name: &str| Some(BufReader::new(GzDecoder::new(File::open(data.join(name)).ok()?)));
-    let (Some(chain), Some(decoded)) = (
-        open("chain/mainnet-17686110-17686117.ndjson.gz"),
-        open("decode/mainnet-17686110-17686113.decoded.ndjson.gz"),
-    ) else {
+    let (Some(chain), Some(decoded)) =
+        (open("chain/mainnet-17686110-17686117.ndjson.gz"), open("decode/mainnet-17686110-17686113.decoded.ndjson.gz"))
+    else {
         eprintln!("SKIPPED: {} is not beside the checkout", data.display());
         return;
     };

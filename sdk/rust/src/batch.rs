@@ -400,8 +400,7 @@ impl<'a> LogView<'a> {
         if count > 4 {
             return Err("it has more than four topics");
         }
-        let (topics, data) =
-            variable.split_at_checked(count * 32).ok_or("its topics do not fit into the record")?;
+        let (topics, data) = variable.split_at_checked(count * 32).ok_or("its topics do not fit into the record")?;
         let data = data.get(..u32_at(fixed, 72) as usize).ok_or("its data does not fit into the record")?;
         // SAFETY: `topics` is exactly `count * 32` initialised bytes that live as long as the batch, and `B256` is
         // `repr(transparent)` over `[u8; 32]`, so its size is 32, its alignment 1, and every bit pattern is a value.
@@ -441,8 +440,7 @@ impl<'a> LogView<'a> {
     #[inline]
     pub fn is<E: SolEvent>(&self) -> bool {
         use alloy_sol_types::TopicList;
-        self.topics.len() == <E::TopicList as TopicList>::COUNT
-            && (E::ANONYMOUS || self.topics[0] == E::SIGNATURE_HASH)
+        self.topics.len() == <E::TopicList as TopicList>::COUNT && (E::ANONYMOUS || self.topics[0] == E::SIGNATURE_HASH)
     }
     /// Decodes it as `E`. Bytes after the encoded values are allowed, as every common decoder does.
     #[inline]

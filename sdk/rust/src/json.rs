@@ -221,7 +221,8 @@ impl FromJson for Address {
             let address: Address = text.parse().ok()?;
             // Mixed case is a checksum (EIP-55): one wrong digit in it must not become another address.
             let digits = &text[2..];
-            let mixed = digits.bytes().any(|b| b.is_ascii_uppercase()) && digits.bytes().any(|b| b.is_ascii_lowercase());
+            let mixed =
+                digits.bytes().any(|b| b.is_ascii_uppercase()) && digits.bytes().any(|b| b.is_ascii_lowercase());
             (!mixed || address.to_checksum(None) == text).then_some(address)
         }
         deserializer.deserialize_str(Hex {

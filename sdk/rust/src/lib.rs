@@ -78,7 +78,8 @@ pub mod __private {
     #[cfg(target_arch = "wasm32")]
     pub use crate::export_plugin;
     pub use crate::plugin::{
-        Configured, Emits, Filters, Handled, Passes, Plugin, Stream, StreamSpec, are_streams, is_name, read_config, schema_of, spec_of,
+        Configured, Emits, Filters, Handled, Passes, Plugin, Stream, StreamSpec, are_streams, is_name, read_config,
+        schema_of, spec_of,
     };
     pub use crate::subscription::EventKind;
     pub use crate::verdict::ContentType;

@@ -16,10 +16,7 @@ use crate::subscription::{EventKind, Subscription};
 use crate::verdict::{ContentType, Verdicts};
 
 /// A named stream of emissions. Implemented by [`stream`](macro@crate::stream).
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` is not a stream",
-    label = "put #[stream] on the struct `{Self}`"
-)]
+#[diagnostic::on_unimplemented(message = "`{Self}` is not a stream", label = "put #[stream] on the struct `{Self}`")]
 pub trait Stream {
     /// Name of the stream: with the plugin's name it is the address of what is emitted.
     const NAME: &'static str;
@@ -287,7 +284,9 @@ impl<E: Into<Error>> Handled for Result<(), E> {
 }
 
 /// What a handler of `#[log(pass = "...")]` may return: whether the event passes.
-#[diagnostic::on_unimplemented(message = "a handler with `pass` says whether the event passes: it returns `bool` or `Result<bool>`")]
+#[diagnostic::on_unimplemented(
+    message = "a handler with `pass` says whether the event passes: it returns `bool` or `Result<bool>`"
+)]
 pub trait Passes {
     /// As a result.
     fn passes(self) -> Result<bool>;

@@ -276,7 +276,9 @@ impl<K: Key, V: Serialize + DeserializeOwned> Table<K, V> {
     fn value(&self, bytes: &[u8]) -> Result<V> {
         serde_json::from_slice(bytes).map_err(|e| {
             let name = self.name;
-            Error::reject(format!("state table `{name}` holds another type than the plugin reads, raise state_version: {e}"))
+            Error::reject(format!(
+                "state table `{name}` holds another type than the plugin reads, raise state_version: {e}"
+            ))
         })
     }
 

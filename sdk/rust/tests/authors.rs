@@ -106,10 +106,13 @@ impl Everything {
 
     #[log]
     fn approval(&self, a: Decoded<Approval>, out: &mut Out<Self>) -> Result {
-        out.emit_keyed(7, &Note(match a {
-            Ok(a) => format!("approved {}", a.value),
-            Err(why) => why.to_string(),
-        }))
+        out.emit_keyed(
+            7,
+            &Note(match a {
+                Ok(a) => format!("approved {}", a.value),
+                Err(why) => why.to_string(),
+            }),
+        )
     }
 
     #[log(undecodable = "reject", pass = "paused")]
@@ -139,18 +142,24 @@ fn everything() -> Tester<Everything> {
 fn the_manifest_says_all_of_it() {
     let manifest = everything().manifest();
     assert_eq!((&*manifest.name, manifest.state_version), ("everything", 3));
-    assert_eq!((&*manifest.version, &*manifest.description), (env!("CARGO_PKG_VERSION"), env!("CARGO_PKG_DESCRIPTION")));
+    assert_eq!(
+        (&*manifest.version, &*manifest.description),
+        (env!("CARGO_PKG_VERSION"), env!("CARGO_PKG_DESCRIPTION"))
+    );
     let names: Vec<&str> = manifest.streams.iter().map(|s| &*s.name).collect();
     assert_eq!(names, ["large", "note", "raw_bytes", "as-it-is", "paused", "blocks"]);
     assert_eq!(manifest.streams[0].description, "A large one.");
     assert!(manifest.streams[1..].iter().all(|s| s.schema.is_empty()), "only JSON has a schema");
-    assert_eq!(manifest.subscriptions, [
-        Subscription::event::<Transfer>().addresses(&[TOKEN, OTHER]).topic(1, &ALICE).topic(2, &[BOB, TOKEN]),
-        Subscription::event::<Approval>(),
-        Subscription::event::<Paused>(),
-        Subscription::transactions().receivers(&[TOKEN, OTHER]).success(true),
-        Subscription::blocks(),
-    ]);
+    assert_eq!(
+        manifest.subscriptions,
+        [
+            Subscription::event::<Transfer>().addresses(&[TOKEN, OTHER]).topic(1, &ALICE).topic(2, &[BOB, TOKEN]),
+            Subscription::event::<Approval>(),
+            Subscription::event::<Paused>(),
+            Subscription::transactions().receivers(&[TOKEN, OTHER]).success(true),
+            Subscription::blocks(),
+        ]
+    );
 }
 
 #[test]
@@ -174,9 +183,12 @@ fn payloads_keep_every_digit_and_lane_keys_are_plain() {
     assert_eq!(emissions.len(), 1);
     assert_eq!(emissions[0].lane_key, "0x0000000000000000000000000000000000000b0b");
     let max = U256::MAX.to_string();
-    assert_eq!(emissions[0].text(), format!(
-        r#"{{"to":"0x0000000000000000000000000000000000000b0b","value":"10","fee":null,"parts":["10","{max}"],"memo":"m","nested":{{"amount":"10","who":null,"kind":{{"of":"10"}}}}}}"#
-    ));
+    assert_eq!(
+        emissions[0].text(),
+        format!(
+            r#"{{"to":"0x0000000000000000000000000000000000000b0b","value":"10","fee":null,"parts":["10","{max}"],"memo":"m","nested":{{"amount":"10","who":null,"kind":{{"of":"10"}}}}}}"#
+        )
+    );
 }
 
 #[test]
@@ -198,7 +210,10 @@ fn a_handler_gets_what_its_own_filter_names_and_nothing_else() {
 #[test]
 fn a_rejected_event_says_nothing_writes_nothing_and_holds_up_no_other() {
     let mut plugin = everything();
-    let block = Block::new(2).log(Log::event(TOKEN, &moved(11))).log(Log::event(TOKEN, &moved(13))).log(Log::event(TOKEN, &moved(12)));
+    let block = Block::new(2)
+        .log(Log::event(TOKEN, &moved(11)))
+        .log(Log::event(TOKEN, &moved(13)))
+        .log(Log::event(TOKEN, &moved(12)));
     let answer = plugin.try_block(&block).expect("no fault");
     let large: Vec<At> = answer.emissions.iter().filter(|e| e.stream == "large").map(|e| e.at).collect();
     assert_eq!(large, [At::Log(0), At::Log(2)]);
@@ -242,17 +257,22 @@ fn a_log_that_only_looks_like_the_event_is_left_out_or_shown_or_rejected_as_the_
 fn text_bytes_and_events_as_they_are_go_their_ways() {
     let mut plugin = everything();
     let approval = Approval { owner: ALICE, spender: BOB, value: U256::from(3) };
-    let block = Block::new(4)
-        .tx(Tx::new(ALICE, TOKEN).input(vec![1, 2, 3, 4, 5]).log(Log::event(BOB, &approval)).log(Log::event(BOB, &Paused { account: BOB })));
+    let block = Block::new(4).tx(Tx::new(ALICE, TOKEN)
+        .input(vec![1, 2, 3, 4, 5])
+        .log(Log::event(BOB, &approval))
+        .log(Log::event(BOB, &Paused { account: BOB })));
     let emissions = plugin.block(&block);
     let told: Vec<(At, &str)> = emissions.iter().map(|e| (e.at, &*e.stream)).collect();
-    assert_eq!(told, [
-        (At::Block, "blocks"),
-        (At::Tx(0), "raw_bytes"),
-        (At::Tx(0), "as-it-is"),
-        (At::Log(0), "note"),
-        (At::Log(1), "paused"),
-    ]);
+    assert_eq!(
+        told,
+        [
+            (At::Block, "blocks"),
+            (At::Tx(0), "raw_bytes"),
+            (At::Tx(0), "as-it-is"),
+            (At::Log(0), "note"),
+            (At::Log(1), "paused"),
+        ]
+    );
     assert_eq!(emissions[3].text(), "approved 3");
     assert!(emissions[0].payload.is_none() && emissions[2].payload.is_none());
     assert_eq!(plugin.lines(), [(Level::Info, "block 4".to_owned())]);
@@ -260,7 +280,9 @@ fn text_bytes_and_events_as_they_are_go_their_ways() {
 
 #[test]
 fn a_wrong_configuration_is_refused_by_the_name_of_the_field() {
-    let why = |config: &str| Tester::<Everything>::try_with_config(config).err().unwrap_or_else(|| panic!("accepted: {config}"));
+    let why = |config: &str| {
+        Tester::<Everything>::try_with_config(config).err().unwrap_or_else(|| panic!("accepted: {config}"))
+    };
     for (config, field) in [
         (r#"{"min": "10x"}"#, "`min`"),
         (r#"{"min": ""}"#, "`min`"),
@@ -289,7 +311,10 @@ fn a_wrong_configuration_is_refused_by_the_name_of_the_field() {
     assert_eq!(plugin(r#"{"min": 18446744073709551615}"#).plugin().min, U256::from(u64::MAX));
     assert_eq!(plugin("{}").plugin().limit, None);
     assert_eq!(plugin(r#"{"limit": "7"}"#).plugin().limit, Some(U256::from(7)));
-    assert_eq!(plugin(r#"{"levels": [["0x00000000000000000000000000000000000000aa", "5"]]}"#).plugin().levels, [(TOKEN, U256::from(5))]);
+    assert_eq!(
+        plugin(r#"{"levels": [["0x00000000000000000000000000000000000000aa", "5"]]}"#).plugin().levels,
+        [(TOKEN, U256::from(5))]
+    );
 }
 
 #[test]

@@ -71,7 +71,8 @@ fn every_event_vector_is_read_as_it_was_meant() {
     for case in list(&vectors, "cases") {
         let (chain, found) = read(&bytes(case)).unwrap_or_else(|e| panic!("{}: {e}", case["name"]));
         assert_eq!(chain.to_string(), case["chain"].as_str().expect("a chain"));
-        let expected: Vec<(u32, Value)> = (0u32..).zip(list(case, "records").iter().cloned()).filter(|(_, r)| r["kind"] != "unknown").collect();
+        let expected: Vec<(u32, Value)> =
+            (0u32..).zip(list(case, "records").iter().cloned()).filter(|(_, r)| r["kind"] != "unknown").collect();
         assert_eq!(found, expected, "{}", case["name"]);
     }
 }
@@ -112,7 +113,8 @@ fn every_verdict_vector_is_written_to_the_byte_and_read_as_it_was_meant() {
     for case in list(&vectors, "cases") {
         let (name, bytes) = (&case["name"], bytes(case));
         let expected: Vec<Verdict> = list(case, "verdicts").iter().map(verdict).collect();
-        let (events, streams) = (case["events"].as_u64().expect("a number"), case["streams"].as_u64().expect("a number"));
+        let (events, streams) =
+            (case["events"].as_u64().expect("a number"), case["streams"].as_u64().expect("a number"));
         assert_eq!(answer::read(&bytes, events as u32, streams as u16).as_ref(), Some(&expected), "{name}");
         // An answer without records is written as zero bytes, which the layout says is the same.
         if case["canonical"] == true && !expected.is_empty() {
@@ -137,7 +139,14 @@ fn every_verdict_vector_is_written_to_the_byte_and_read_as_it_was_meant() {
 fn the_testers_reader_is_as_strict_as_the_hosts() {
     let Some(vectors) = load("verdicts.json") else { return };
     for case in list(&vectors, "malformed") {
-        let (events, streams) = (case["events"].as_u64().expect("a number"), case["streams"].as_u64().expect("a number"));
-        assert_eq!(answer::read(&bytes(case), events as u32, streams as u16), None, "{}: {}", case["name"], case["about"]);
+        let (events, streams) =
+            (case["events"].as_u64().expect("a number"), case["streams"].as_u64().expect("a number"));
+        assert_eq!(
+            answer::read(&bytes(case), events as u32, streams as u16),
+            None,
+            "{}: {}",
+            case["name"],
+            case["about"]
+        );
     }
 }

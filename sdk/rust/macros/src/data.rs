@@ -50,7 +50,16 @@ fn is_chain_name(name: &str) -> bool {
     sized(&['U', 'I', 'B'])
         || matches!(
             name,
-            "u128" | "i128" | "Uint" | "Signed" | "Address" | "FixedBytes" | "Bytes" | "TxHash" | "BlockHash" | "Selector"
+            "u128"
+                | "i128"
+                | "Uint"
+                | "Signed"
+                | "Address"
+                | "FixedBytes"
+                | "Bytes"
+                | "TxHash"
+                | "BlockHash"
+                | "Selector"
         )
 }
 
@@ -81,10 +90,12 @@ fn derive(input: &mut DeriveInput, ways: Ways) -> Result<()> {
             }
             if ways.read {
                 field.attrs.push(parse_quote!(#[serde(deserialize_with = "::chainweir_sdk::json::deserialize")]));
-                let is_option = matches!(ty, Type::Path(p) if p.path.segments.last().is_some_and(|s| s.ident == "Option"));
-                let has_default = field.attrs.iter().any(|a| {
-                    a.path().is_ident("serde") && quote!(#a).to_string().contains("default")
-                });
+                let is_option =
+                    matches!(ty, Type::Path(p) if p.path.segments.last().is_some_and(|s| s.ident == "Option"));
+                let has_default = field
+                    .attrs
+                    .iter()
+                    .any(|a| a.path().is_ident("serde") && quote!(#a).to_string().contains("default"));
                 if is_option && !has_default {
                     // serde takes an absent `Option` for `None` only where it reads the field itself.
                     field.attrs.push(parse_quote!(#[serde(default)]));
@@ -99,7 +110,10 @@ fn derive(input: &mut DeriveInput, ways: Ways) -> Result<()> {
     })?;
     if ways.write {
         // First of all: an author's own #[serde(...)] must not stand before the derive that it belongs to.
-        input.attrs.insert(0, parse_quote!(#[derive(::chainweir_sdk::serde::Serialize, ::chainweir_sdk::schemars::JsonSchema)]));
+        input.attrs.insert(
+            0,
+            parse_quote!(#[derive(::chainweir_sdk::serde::Serialize, ::chainweir_sdk::schemars::JsonSchema)]),
+        );
         input.attrs.push(parse_quote!(#[schemars(crate = "::chainweir_sdk::schemars")]));
     }
     if ways.read {
@@ -156,7 +170,10 @@ pub fn stream(args: TokenStream, item: TokenStream) -> Result<TokenStream> {
     parser.parse2(args)?;
 
     let Data::Struct(data) = &input.data else {
-        return Err(Error::new(input.ident.span(), "#[stream] goes on a struct; put an enum into a field, with #[json] on it"));
+        return Err(Error::new(
+            input.ident.span(),
+            "#[stream] goes on a struct; put an enum into a field, with #[json] on it",
+        ));
     };
     if let Some(first) = key.as_ref().and_then(|key| key.first())
         && !data.fields.iter().any(|field| field.ident.as_ref() == Some(first))
@@ -166,13 +183,22 @@ pub fn stream(args: TokenStream, item: TokenStream) -> Result<TokenStream> {
     let one_unnamed = matches!(&data.fields, Fields::Unnamed(fields) if fields.unnamed.len() == 1);
     match content {
         Content::Text | Content::Bytes if !one_unnamed => {
-            return Err(Error::new(input.ident.span(), "a stream of text or bytes is a struct with one unnamed field: `struct Note(String);`"));
+            return Err(Error::new(
+                input.ident.span(),
+                "a stream of text or bytes is a struct with one unnamed field: `struct Note(String);`",
+            ));
         }
         Content::Pass if !matches!(data.fields, Fields::Unit) => {
-            return Err(Error::new(input.ident.span(), "where events pass as they are there is no payload: `struct Matched;`"));
+            return Err(Error::new(
+                input.ident.span(),
+                "where events pass as they are there is no payload: `struct Matched;`",
+            ));
         }
         Content::Json if matches!(data.fields, Fields::Unit) => {
-            return Err(Error::new(input.ident.span(), "a payload has fields; to let events pass as they are, write #[stream(pass)]"));
+            return Err(Error::new(
+                input.ident.span(),
+                "a payload has fields; to let events pass as they are, write #[stream(pass)]",
+            ));
         }
         _ => {}
     }
@@ -203,13 +229,25 @@ pub fn stream(args: TokenStream, item: TokenStream) -> Result<TokenStream> {
         ),
         Content::Text => (
             quote!(::std::string::String::new()),
-            quote!({ out.extend_from_slice(::core::convert::AsRef::<str>::as_ref(&self.0).as_bytes()); ::core::result::Result::Ok(()) }),
+            quote!({
+                out.extend_from_slice(::core::convert::AsRef::<str>::as_ref(&self.0).as_bytes());
+                ::core::result::Result::Ok(())
+            }),
         ),
         Content::Bytes => (
             quote!(::std::string::String::new()),
-            quote!({ out.extend_from_slice(::core::convert::AsRef::<[u8]>::as_ref(&self.0)); ::core::result::Result::Ok(()) }),
+            quote!({
+                out.extend_from_slice(::core::convert::AsRef::<[u8]>::as_ref(&self.0));
+                ::core::result::Result::Ok(())
+            }),
         ),
-        Content::Pass => (quote!(::std::string::String::new()), quote!({ let _ = out; ::core::result::Result::Ok(()) })),
+        Content::Pass => (
+            quote!(::std::string::String::new()),
+            quote!({
+                let _ = out;
+                ::core::result::Result::Ok(())
+            }),
+        ),
     };
     let lane_key = key.map(|field| {
         quote! {
@@ -241,21 +279,32 @@ pub fn check_name(name: &str, span: Span) -> Result<()> {
     if good {
         return Ok(());
     }
-    let what = format!("'{name}' is not a name: use at most 64 lower-case letters, digits, '-' and '_', beginning with a letter");
+    let what = format!(
+        "'{name}' is not a name: use at most 64 lower-case letters, digits, '-' and '_', beginning with a letter"
+    );
     Err(Error::new(span, what))
 }
 
 pub fn config(args: TokenStream, item: TokenStream) -> Result<TokenStream> {
     if !args.is_empty() {
-        return Err(Error::new(args.span(), "#[config] has no options; put #[default(value)] on a field that may be left out"));
+        return Err(Error::new(
+            args.span(),
+            "#[config] has no options; put #[default(value)] on a field that may be left out",
+        ));
     }
     let mut input: DeriveInput = syn::parse2(item)?;
     let ident = input.ident.clone();
     let Data::Struct(data) = &mut input.data else {
-        return Err(Error::new(ident.span(), "#[config] goes on a struct; put an enum into a field, with #[json] on it"));
+        return Err(Error::new(
+            ident.span(),
+            "#[config] goes on a struct; put an enum into a field, with #[json] on it",
+        ));
     };
     if matches!(data.fields, Fields::Unnamed(_)) {
-        return Err(Error::new(ident.span(), "the fields of a configuration need names: they are the keys of its table"));
+        return Err(Error::new(
+            ident.span(),
+            "the fields of a configuration need names: they are the keys of its table",
+        ));
     }
     if !input.generics.params.is_empty() {
         return Err(Error::new(input.generics.span(), "a configuration outlives every call: it has no parameters"));
@@ -293,7 +342,10 @@ pub fn config(args: TokenStream, item: TokenStream) -> Result<TokenStream> {
                         defaults.extend(quote!(fn #function() -> #ty { #value }));
                     }
                     Meta::NameValue(_) => {
-                        return Err(Error::new(attr.span(), "write #[default(value)], or #[default] for the type's own"));
+                        return Err(Error::new(
+                            attr.span(),
+                            "write #[default(value)], or #[default] for the type's own",
+                        ));
                     }
                 }
             } else {
@@ -301,7 +353,9 @@ pub fn config(args: TokenStream, item: TokenStream) -> Result<TokenStream> {
             }
         }
     }
-    let skipped = |field: &Field| field.attrs.iter().any(|a| a.path().is_ident("serde") && quote!(#a).to_string().contains("skip"));
+    let skipped = |field: &Field| {
+        field.attrs.iter().any(|a| a.path().is_ident("serde") && quote!(#a).to_string().contains("skip"))
+    };
     // A skipped field is not read, so nothing is put on it: derive() looks at types only.
     let mut aside = Vec::new();
     for (i, field) in data.fields.iter_mut().enumerate() {
@@ -318,7 +372,8 @@ pub fn config(args: TokenStream, item: TokenStream) -> Result<TokenStream> {
         }
     }
     input.attrs.push(parse_quote!(#[serde(deny_unknown_fields)]));
-    let defaults = (!defaults.is_empty()).then(|| quote!(#[doc(hidden)] #[allow(clippy::all)] impl #ident { #defaults }));
+    let defaults =
+        (!defaults.is_empty()).then(|| quote!(#[doc(hidden)] #[allow(clippy::all)] impl #ident { #defaults }));
     Ok(quote! {
         #input
         #defaults

@@ -65,9 +65,7 @@ impl Kind {
         match self {
             Self::Block => &["pass", "subscribe"],
             Self::Transaction => &["pass", "subscribe", "senders", "receivers", "success"],
-            Self::Log => {
-                &["pass", "subscribe", "addresses", "topic0", "topic1", "topic2", "topic3", "undecodable"]
-            }
+            Self::Log => &["pass", "subscribe", "addresses", "topic0", "topic1", "topic2", "topic3", "undecodable"],
         }
     }
 }
@@ -119,9 +117,13 @@ fn read_options(kind: Kind, attr: &Attribute) -> Result<Vec<(Ident, Expr)>> {
         Ok(())
     })?;
     if options.iter().any(|(name, _)| name == "subscribe")
-        && let Some((other, _)) = options.iter().find(|(name, _)| !["pass", "subscribe", "undecodable"].contains(&&*name.to_string()))
+        && let Some((other, _)) =
+            options.iter().find(|(name, _)| !["pass", "subscribe", "undecodable"].contains(&&*name.to_string()))
     {
-        return Err(Error::new(other.span(), format!("`subscribe` says all of it: `{other}` has no meaning beside it")));
+        return Err(Error::new(
+            other.span(),
+            format!("`subscribe` says all of it: `{other}` has no meaning beside it"),
+        ));
     }
     Ok(options)
 }
@@ -138,7 +140,10 @@ fn last_segment(ty: &Type) -> Option<&syn::PathSegment> {
 fn read_handler(kind: Kind, options: Vec<(Ident, Expr)>, function: &ImplItemFn) -> Result<Handler> {
     let signature = &function.sig;
     if let Some(asyncness) = signature.asyncness {
-        return Err(Error::new(asyncness.span, "a handler is not async: there is nothing to wait for inside of a plugin"));
+        return Err(Error::new(
+            asyncness.span,
+            "a handler is not async: there is nothing to wait for inside of a plugin",
+        ));
     }
     if !signature.generics.params.is_empty() {
         return Err(Error::new(signature.generics.span(), "a handler has no parameters of its own"));
@@ -174,7 +179,9 @@ fn read_handler(kind: Kind, options: Vec<(Ident, Expr)>, function: &ImplItemFn) 
 fn read_argument(handler: &mut Handler, ty: &Type) -> Result<TokenStream> {
     let kind = handler.kind;
     let help = match kind {
-        Kind::Log => "a #[log] handler takes an event of sol! by value, and any of &LogView, &BlockView, &mut Out<Self>",
+        Kind::Log => {
+            "a #[log] handler takes an event of sol! by value, and any of &LogView, &BlockView, &mut Out<Self>"
+        }
         Kind::Transaction => "a #[transaction] handler takes any of &TransactionView, &BlockView, &mut Out<Self>",
         Kind::Block => "a #[block] handler takes any of &BlockView, &mut Out<Self>",
     };
@@ -190,16 +197,23 @@ fn read_argument(handler: &mut Handler, ty: &Type) -> Result<TokenStream> {
             ("BlockView", Kind::Log, false) => Ok(quote!(&log.block())),
             ("LogView", Kind::Log, false) => Ok(quote!(log)),
             ("TransactionView", Kind::Transaction, false) => Ok(quote!(tx)),
-            ("TransactionView", Kind::Log, false) => {
-                Err(Error::new(ty.span(), "a log names its transaction by log.tx_hash() and log.tx_index(); the transaction itself reaches #[transaction] handlers"))
-            }
+            ("TransactionView", Kind::Log, false) => Err(Error::new(
+                ty.span(),
+                "a log names its transaction by log.tx_hash() and log.tx_index(); the transaction itself reaches #[transaction] handlers",
+            )),
             _ => Err(wrong()),
         };
     }
     let segment = last_segment(ty).ok_or_else(wrong)?;
     if ["Out", "BlockView", "LogView", "TransactionView"].contains(&&*segment.ident.to_string()) {
         let by = if segment.ident == "Out" { "&mut Out<Self>" } else { "by reference: &" };
-        return Err(Error::new(ty.span(), format!("a handler takes it {by}{}", if segment.ident == "Out" { String::new() } else { segment.ident.to_string() })));
+        return Err(Error::new(
+            ty.span(),
+            format!(
+                "a handler takes it {by}{}",
+                if segment.ident == "Out" { String::new() } else { segment.ident.to_string() }
+            ),
+        ));
     }
     if kind != Kind::Log {
         return Err(wrong());
@@ -226,7 +240,10 @@ fn read_argument(handler: &mut Handler, ty: &Type) -> Result<TokenStream> {
 pub fn expand(args: TokenStream, item: TokenStream) -> Result<TokenStream> {
     let args = Args::parse(args)?;
     let mut block: ItemImpl = syn::parse2(item.clone()).map_err(|_| {
-        Error::new(item.span(), "#[plugin] goes on an impl block: `#[plugin] impl Whale { ... }`, with #[config] on `struct Whale`")
+        Error::new(
+            item.span(),
+            "#[plugin] goes on an impl block: `#[plugin] impl Whale { ... }`, with #[config] on `struct Whale`",
+        )
     })?;
     if let Some((_, path, _)) = &block.trait_ {
         return Err(Error::new(path.span(), "#[plugin] goes on an impl block without a trait"));
@@ -245,7 +262,10 @@ pub fn expand(args: TokenStream, item: TokenStream) -> Result<TokenStream> {
                 }
             } else if let Some(kind) = kind_of(&attr) {
                 if mark.is_some() {
-                    return Err(Error::new(attr.span(), "a function handles one kind of event: write one for each, and let them call a third"));
+                    return Err(Error::new(
+                        attr.span(),
+                        "a function handles one kind of event: write one for each, and let them call a third",
+                    ));
                 }
                 mark = Some((kind, read_options(kind, &attr)?));
             } else {
@@ -383,7 +403,10 @@ fn wants(handler: &Handler) -> Result<TokenStream> {
             "addresses" | "senders" | "receivers" => quote_spanned!(value.span()=> #one.#option(&(#value))),
             "success" => quote_spanned!(value.span()=> #one.success(#value)),
             "topic0" if handler.event.is_some() => {
-                return Err(Error::new(option.span(), "topic 0 is the event's, and the handler already names its event"));
+                return Err(Error::new(
+                    option.span(),
+                    "topic 0 is the event's, and the handler already names its event",
+                ));
             }
             topic => match topic.strip_prefix("topic") {
                 Some(place) => {
@@ -401,7 +424,11 @@ fn wants(handler: &Handler) -> Result<TokenStream> {
 fn call(handler: &Handler, i: usize, pass: Option<u16>) -> Result<TokenStream> {
     let function = &handler.function;
     let arguments = &handler.arguments;
-    let call = if handler.has_self { quote!(self.#function(#(#arguments),*)) } else { quote!(Self::#function(#(#arguments),*)) };
+    let call = if handler.has_self {
+        quote!(self.#function(#(#arguments),*))
+    } else {
+        quote!(Self::#function(#(#arguments),*))
+    };
     let run = match pass {
         Some(stream) => quote_spanned!(function.span()=> if __p::Passes::passes(#call)? { out.pass_to(#stream); }),
         None => quote_spanned!(function.span()=> __p::Handled::handled(#call)?;),
@@ -410,7 +437,10 @@ fn call(handler: &Handler, i: usize, pass: Option<u16>) -> Result<TokenStream> {
     let reject = match &undecodable {
         None => false,
         Some(_) if !matches!(handler.event, Some((_, false))) => {
-            return Err(Error::new(handler.function.span(), "`undecodable` is for handlers that take an event of sol! by value"));
+            return Err(Error::new(
+                handler.function.span(),
+                "`undecodable` is for handlers that take an event of sol! by value",
+            ));
         }
         Some(text) => match &*text.value() {
             "reject" => true,

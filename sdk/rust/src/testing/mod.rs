@@ -80,7 +80,9 @@ impl Emission {
     pub fn json(&self) -> Value {
         match &self.payload {
             None => Value::Null,
-            Some((ContentType::Json, payload)) => serde_json::from_slice(payload).expect("checked when the answer was read"),
+            Some((ContentType::Json, payload)) => {
+                serde_json::from_slice(payload).expect("checked when the answer was read")
+            }
             Some((other, _)) => panic!("the payload is {other:?}, not JSON"),
         }
     }
@@ -231,7 +233,8 @@ impl<P: Plugin> Tester<P> {
                     return Err(fault);
                 }
             };
-            let verdicts = answer::read(&bytes, call.len() as u32, names.len() as u16).expect("the SDK writes whole answers");
+            let verdicts =
+                answer::read(&bytes, call.len() as u32, names.len() as u16).expect("the SDK writes whole answers");
             for verdict in verdicts {
                 let at = |event: u32| call[event as usize].0;
                 let emission = |event, stream: u16, lane_key, payload| Emission {
@@ -270,7 +273,9 @@ impl<P: Plugin> Tester<P> {
             let read = crate::batch::Batch::read(&batch).and_then(|batch| batch.events().nth(1).transpose());
             let wanted = match read.expect("encoded above").expect("two records").record {
                 crate::batch::Record::Block(_) => false,
-                crate::batch::Record::Transaction(tx) => manifest.subscriptions.iter().any(|s| s.wants_transaction(&tx)),
+                crate::batch::Record::Transaction(tx) => {
+                    manifest.subscriptions.iter().any(|s| s.wants_transaction(&tx))
+                }
                 crate::batch::Record::Log(log) => manifest.subscriptions.iter().any(|s| s.wants_log(&log)),
             };
             if wanted {
@@ -340,9 +345,11 @@ pub fn golden(path: impl AsRef<Path>, emissions: &[Emission]) {
         .unwrap_or_else(|e| panic!("cannot read {}: {e}. UPDATE_GOLDEN=1 writes it", path.display()));
     let expected: Vec<&str> = text.lines().collect();
     for i in 0..expected.len().max(found.len()) {
-        let (expected, found) = (expected.get(i).copied().unwrap_or("(nothing)"), found.get(i).map_or("(nothing)", |l| l));
+        let (expected, found) =
+            (expected.get(i).copied().unwrap_or("(nothing)"), found.get(i).map_or("(nothing)", |l| l));
         assert!(
-            expected == found || serde_json::from_str::<Value>(expected).ok() == serde_json::from_str::<Value>(found).ok(),
+            expected == found
+                || serde_json::from_str::<Value>(expected).ok() == serde_json::from_str::<Value>(found).ok(),
             "{} line {}: expected {expected}\n  found {found}\nUPDATE_GOLDEN=1 accepts what was found",
             path.display(),
             i + 1,

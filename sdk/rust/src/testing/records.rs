@@ -15,7 +15,8 @@ struct Quantity(U256);
 impl<'de> Deserialize<'de> for Quantity {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        let digits = text.strip_prefix("0x").ok_or_else(|| serde::de::Error::custom(format!("`{text}` is no quantity")))?;
+        let digits =
+            text.strip_prefix("0x").ok_or_else(|| serde::de::Error::custom(format!("`{text}` is no quantity")))?;
         U256::from_str_radix(digits, 16).map(Self).map_err(serde::de::Error::custom)
     }
 }
