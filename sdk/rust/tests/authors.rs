@@ -130,7 +130,7 @@ impl Everything {
     #[block(pass = "blocks")]
     fn block(block: &BlockView) -> Result<bool> {
         info!("block {}", block.number());
-        Ok(block.number() % 2 == 0)
+        Ok(block.number().is_multiple_of(2))
     }
 }
 
