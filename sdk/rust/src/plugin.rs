@@ -36,8 +36,8 @@ pub trait Stream {
 
 /// The plugin has the stream `S`. Implemented by `#[plugin(streams(...))]`.
 #[diagnostic::on_unimplemented(
-    message = "the plugin `{Self}` does not have the stream `{S}`",
-    label = "add it: #[plugin(streams({S}))]"
+    message = "the plugin `{Self}` does not have this stream",
+    label = "list the struct's name: #[plugin(streams(...))]"
 )]
 pub trait Emits<S: Stream> {
     /// Place of the stream in the manifest.
