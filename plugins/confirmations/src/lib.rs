@@ -60,26 +60,26 @@ pub struct Followed {
 }
 
 /// Included in a block.
-#[stream(key = tx)]
+#[stream(key = followed.tx)]
 pub struct Seen {
-    tx: B256,
+    #[serde(flatten)]
     followed: Followed,
 }
 
 /// As many blocks as `confirmations` asks for hold it.
-#[stream(key = tx)]
+#[stream(key = followed.tx)]
 pub struct Confirmed {
-    tx: B256,
-    confirmations: u64,
+    #[serde(flatten)]
     followed: Followed,
+    confirmations: u64,
 }
 
 /// As many blocks as `finality_depth` asks for hold it.
-#[stream(key = tx)]
+#[stream(key = followed.tx)]
 pub struct Finalized {
-    tx: B256,
-    confirmations: u64,
+    #[serde(flatten)]
     followed: Followed,
+    confirmations: u64,
 }
 
 /// The block at which something is due, the transaction, and which part of it: 0 itself, 1 its value, 2 and more its logs.
@@ -106,10 +106,10 @@ impl Confirmations {
     #[block]
     fn block(&self, block: &BlockView, out: &mut Out<Self>) -> Result {
         for followed in due(CONFIRMING, block.number())? {
-            out.emit(&Confirmed { tx: followed.tx, confirmations: self.confirmations, followed })?;
+            out.emit(&Confirmed { followed, confirmations: self.confirmations })?;
         }
         for followed in due(FINALIZING, block.number())? {
-            out.emit(&Finalized { tx: followed.tx, confirmations: self.finality_depth, followed })?;
+            out.emit(&Finalized { followed, confirmations: self.finality_depth })?;
         }
         Ok(())
     }
@@ -173,14 +173,14 @@ impl Confirmations {
 
     fn follow(&self, part: u32, followed: Followed, out: &mut Out<Self>) -> Result {
         let (tx, block) = (followed.tx, followed.block);
-        out.emit(&Seen { tx, followed: followed.clone() })?;
+        out.emit(&Seen { followed: followed.clone() })?;
         // The block of inclusion is the first confirmation, and its #[block] handler ran already.
         match self.confirmations {
-            1 => out.emit(&Confirmed { tx, confirmations: 1, followed: followed.clone() })?,
+            1 => out.emit(&Confirmed { followed: followed.clone(), confirmations: 1 })?,
             more => CONFIRMING.set(&(block.saturating_add(more - 1), (tx, part)), &followed)?,
         }
         match self.finality_depth {
-            1 => out.emit(&Finalized { tx, confirmations: 1, followed }),
+            1 => out.emit(&Finalized { followed, confirmations: 1 }),
             more => FINALIZING.set(&(block.saturating_add(more - 1), (tx, part)), &followed),
         }
     }

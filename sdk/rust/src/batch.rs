@@ -59,15 +59,18 @@ impl fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
+#[inline]
 fn u32_at(b: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]])
 }
 
+#[inline]
 fn u64_at(b: &[u8], at: usize) -> u64 {
     u64::from(u32_at(b, at)) | u64::from(u32_at(b, at + 4)) << 32
 }
 
 /// `N` bytes of a fixed part. The offset and `N` are constants below the part's length, so the check is compiled away.
+#[inline]
 fn bytes_at<const N: usize>(b: &[u8], at: usize) -> &[u8; N] {
     b[at..].first_chunk().expect("a constant offset inside the fixed part")
 }
@@ -82,6 +85,7 @@ pub struct Batch<'a> {
 
 impl<'a> Batch<'a> {
     /// Reads the header of `bytes`.
+    #[inline]
     pub fn read(bytes: &'a [u8]) -> Result<Self, Malformed> {
         if bytes.len() < HEADER || bytes[..4] != MAGIC {
             return Err(Malformed::Header);
@@ -95,16 +99,19 @@ impl<'a> Batch<'a> {
     }
 
     /// EIP-155 id of the chain that every event of the batch is from.
+    #[inline]
     pub fn chain_id(&self) -> u64 {
         self.chain_id
     }
 
     /// Number of records that the header promises. Not to be trusted before all were read.
+    #[inline]
     pub fn promised(&self) -> u32 {
         self.count
     }
 
     /// The events in chain order. Ends after the first error.
+    #[inline]
     pub fn events(&self) -> Events<'a> {
         Events { rest: self.records, next: 0, promised: self.count, chain_id: self.chain_id, block: None, over: false }
     }
@@ -144,6 +151,7 @@ pub struct Events<'a> {
 }
 
 impl<'a> Events<'a> {
+    #[cold]
     fn fail(&mut self, error: Malformed) -> Option<Result<Event<'a>, Malformed>> {
         self.over = true;
         Some(Err(error))
@@ -153,7 +161,8 @@ impl<'a> Events<'a> {
 impl<'a> Iterator for Events<'a> {
     type Item = Result<Event<'a>, Malformed>;
 
-    #[inline]
+    // Out of line, most of the time would go into copies of the view.
+    #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             if self.over {
@@ -212,6 +221,7 @@ impl<'a> Iterator for Events<'a> {
     }
 }
 
+#[inline]
 fn fixed<const N: usize>(record: &[u8], fixed_len: usize) -> Result<&[u8; N], &'static str> {
     if fixed_len < N {
         return Err("its fixed part is shorter than in layout 1");
@@ -233,42 +243,52 @@ impl<'a> BlockView<'a> {
     }
 
     /// EIP-155 id of the chain.
+    #[inline]
     pub fn chain_id(&self) -> u64 {
         self.chain_id
     }
     /// Block number.
+    #[inline]
     pub fn number(&self) -> u64 {
         u64_at(self.fixed, 8)
     }
     /// Seconds since 1970, as the block has it.
+    #[inline]
     pub fn timestamp(&self) -> u64 {
         u64_at(self.fixed, 16)
     }
     /// Gas that all transactions used.
+    #[inline]
     pub fn gas_used(&self) -> u64 {
         u64_at(self.fixed, 24)
     }
     /// Gas that all transactions may use.
+    #[inline]
     pub fn gas_limit(&self) -> u64 {
         u64_at(self.fixed, 32)
     }
     /// Wei per gas. `None` before London, or where it does not fit into 64 bits.
+    #[inline]
     pub fn base_fee(&self) -> Option<u64> {
         Some(u64_at(self.fixed, 40)).filter(|fee| *fee != u64::MAX)
     }
     /// Number of transactions; `None` where the host did not ask for them.
+    #[inline]
     pub fn transaction_count(&self) -> Option<u32> {
         Some(u32_at(self.fixed, 48)).filter(|count| *count != u32::MAX)
     }
     /// Block hash.
+    #[inline]
     pub fn hash(&self) -> &'a B256 {
         bytes_at::<32>(self.fixed, 56).into()
     }
     /// Hash of the parent.
+    #[inline]
     pub fn parent_hash(&self) -> &'a B256 {
         bytes_at::<32>(self.fixed, 88).into()
     }
     /// Who gets the fees.
+    #[inline]
     pub fn beneficiary(&self) -> Address {
         Address::new(*bytes_at(self.fixed, 120))
     }
@@ -301,19 +321,23 @@ impl<'a> TransactionView<'a> {
         Ok(Self { fixed, input, block })
     }
 
+    #[inline]
     fn has(&self, bit: u8) -> bool {
         self.fixed[14] & bit != 0
     }
 
     /// The block it is in.
+    #[inline]
     pub fn block(&self) -> BlockView<'a> {
         self.block
     }
     /// Place in the block, from 0.
+    #[inline]
     pub fn index(&self) -> u32 {
         u32_at(self.fixed, 8)
     }
     /// Executed with success, or reverted. `None` where it is not known: blocks before Byzantium.
+    #[inline]
     pub fn success(&self) -> Option<bool> {
         match self.fixed[12] {
             0 => Some(false),
@@ -322,51 +346,63 @@ impl<'a> TransactionView<'a> {
         }
     }
     /// EIP-2718 type: 0 legacy, 1 access list, 2 dynamic fee, 3 blobs, 4 set code.
+    #[inline]
     pub fn transaction_type(&self) -> u8 {
         self.fixed[13]
     }
     /// The sender's transactions before this one.
+    #[inline]
     pub fn nonce(&self) -> u64 {
         u64_at(self.fixed, 16)
     }
     /// Gas that it may use.
+    #[inline]
     pub fn gas_limit(&self) -> u64 {
         u64_at(self.fixed, 24)
     }
     /// Gas that it used; `None` where its receipt is not known.
+    #[inline]
     pub fn gas_used(&self) -> Option<u64> {
         (self.fixed[12] < 2).then(|| u64_at(self.fixed, 32))
     }
     /// What it paid per gas, in wei.
+    #[inline]
     pub fn gas_price(&self) -> u128 {
         u128::from_le_bytes(*bytes_at(self.fixed, 40))
     }
     /// What it paid for gas, in wei; `None` where its receipt is not known.
+    #[inline]
     pub fn fee(&self) -> Option<U256> {
         // 64 bits times 128 bits cannot overflow 256.
         self.gas_used().map(|gas| U256::from(gas) * U256::from(self.gas_price()))
     }
     /// Transaction hash.
+    #[inline]
     pub fn hash(&self) -> &'a B256 {
         bytes_at::<32>(self.fixed, 56).into()
     }
     /// Value that it moves, in wei. Nothing moves when it was reverted.
+    #[inline]
     pub fn value(&self) -> U256 {
         U256::from_be_bytes(*bytes_at::<32>(self.fixed, 88))
     }
     /// Who signed it.
+    #[inline]
     pub fn from(&self) -> Address {
         Address::new(*bytes_at(self.fixed, 120))
     }
     /// Whom it calls; `None` when it creates a contract.
+    #[inline]
     pub fn to(&self) -> Option<Address> {
         self.has(1).then(|| Address::new(*bytes_at(self.fixed, 140)))
     }
     /// The contract that it created.
+    #[inline]
     pub fn created(&self) -> Option<Address> {
         self.has(2).then(|| Address::new(*bytes_at(self.fixed, 160)))
     }
     /// Call data.
+    #[inline]
     pub fn input(&self) -> &'a [u8] {
         self.input
     }
@@ -409,30 +445,37 @@ impl<'a> LogView<'a> {
     }
 
     /// The block it is in.
+    #[inline]
     pub fn block(&self) -> BlockView<'a> {
         self.block
     }
     /// Place among the logs of the block, from 0.
+    #[inline]
     pub fn index(&self) -> u32 {
         u32_at(self.fixed, 8)
     }
     /// Place of its transaction in the block, from 0.
+    #[inline]
     pub fn tx_index(&self) -> u32 {
         u32_at(self.fixed, 12)
     }
     /// Hash of its transaction.
+    #[inline]
     pub fn tx_hash(&self) -> &'a B256 {
         bytes_at::<32>(self.fixed, 16).into()
     }
     /// The contract that wrote it.
+    #[inline]
     pub fn address(&self) -> Address {
         Address::new(*bytes_at(self.fixed, 48))
     }
     /// 0 to 4 topics.
+    #[inline]
     pub fn topics(&self) -> &'a [B256] {
         self.topics
     }
     /// What was not indexed, ABI-encoded where the contract follows the ABI.
+    #[inline]
     pub fn data(&self) -> &'a [u8] {
         self.data
     }

@@ -3,9 +3,9 @@
 //!
 //! The same code runs natively in tests and in wasm; nothing here knows of either.
 
-use std::cell::Cell;
 use std::fmt::Display;
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use schemars::generate::SchemaSettings;
 
@@ -36,8 +36,8 @@ pub trait Stream {
 
 /// The plugin has the stream `S`. Implemented by `#[plugin(streams(...))]`.
 #[diagnostic::on_unimplemented(
-    message = "the plugin `{Self}` does not have the stream `{S}`",
-    label = "add it: #[plugin(streams({S}))]"
+    message = "the plugin `{Self}` does not have this stream",
+    label = "list the struct's name: #[plugin(streams(...))]"
 )]
 pub trait Emits<S: Stream> {
     /// Place of the stream in the manifest.
@@ -174,20 +174,20 @@ impl<P> Out<P> {
 
     /// Lets the event pass as it is to the stream of this place in the manifest. `#[log(pass = "...")]` comes here.
     #[doc(hidden)]
+    #[inline]
     pub fn pass_to(&mut self, stream: u16) {
         self.verdicts.pass(self.event, stream);
     }
 }
 
-thread_local! {
-    /// Which event is being processed, for the panic hook.
-    static AT: Cell<Option<u32>> = const { Cell::new(None) };
-}
+/// Which event is being processed, for the panic hook: `NOWHERE` between calls. Only an instance, which is one thread, reads it.
+static AT: AtomicU32 = AtomicU32::new(NOWHERE);
+const NOWHERE: u32 = u32::MAX;
 
 /// Index of the event that is being processed.
 #[cfg(target_arch = "wasm32")]
 pub(crate) fn event_at_hand() -> Option<u32> {
-    AT.get()
+    Some(AT.load(Ordering::Relaxed)).filter(|at| *at != NOWHERE)
 }
 
 /// A plugin with its configuration.
@@ -240,7 +240,7 @@ impl<P: Plugin> Loaded<P> {
             if !event.subscribed {
                 continue;
             }
-            AT.set(Some(event.index));
+            AT.store(event.index, Ordering::Relaxed);
             out.event = event.index;
             let mark = out.verdicts.mark();
             let done = match &event.record {
@@ -261,7 +261,7 @@ impl<P: Plugin> Loaded<P> {
                 }
             }
         }
-        AT.set(None);
+        AT.store(NOWHERE, Ordering::Relaxed);
         state::finish_call();
         Ok(out.verdicts.finish())
     }
@@ -273,11 +273,13 @@ pub trait Handled {
     fn handled(self) -> Result;
 }
 impl Handled for () {
+    #[inline]
     fn handled(self) -> Result {
         Ok(())
     }
 }
 impl<E: Into<Error>> Handled for Result<(), E> {
+    #[inline]
     fn handled(self) -> Result {
         self.map_err(Into::into)
     }
@@ -292,11 +294,13 @@ pub trait Passes {
     fn passes(self) -> Result<bool>;
 }
 impl Passes for bool {
+    #[inline]
     fn passes(self) -> Result<bool> {
         Ok(self)
     }
 }
 impl<E: Into<Error>> Passes for Result<bool, E> {
+    #[inline]
     fn passes(self) -> Result<bool> {
         self.map_err(Into::into)
     }

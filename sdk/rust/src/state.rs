@@ -4,7 +4,7 @@
 //! not rolled back when a block is orphaned. Within a call, reads are remembered and writes are collected, so that a hot key costs one
 //! host call a batch, and so that what a rejected event wrote can be taken back. Reads see the plugin's own writes.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
@@ -33,6 +33,8 @@ struct Cache {
 
 thread_local! {
     static CACHE: RefCell<Cache> = RefCell::default();
+    /// The current event wrote. Most events do not, and must not pay for those that do.
+    static WROTE: Cell<bool> = const { Cell::new(false) };
 }
 
 impl Cache {
@@ -46,6 +48,7 @@ impl Cache {
     }
 
     fn put(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
+        WROTE.set(true);
         let before = self.entries.insert(key.clone(), Entry { value, dirty: true });
         self.undo.push((key, before));
     }
@@ -85,6 +88,7 @@ impl Cache {
 
 /// A call begins: nothing is known. The host's state may have been rolled back since the last one.
 pub(crate) fn begin_call() {
+    WROTE.set(false);
     CACHE.with_borrow_mut(|cache| {
         cache.entries.clear();
         cache.undo.clear();
@@ -92,12 +96,17 @@ pub(crate) fn begin_call() {
 }
 
 /// An event was processed: what it wrote stands.
+#[inline]
 pub(crate) fn keep_event() {
-    CACHE.with_borrow_mut(|cache| cache.undo.clear());
+    if WROTE.get() {
+        WROTE.set(false);
+        CACHE.with_borrow_mut(|cache| cache.undo.clear());
+    }
 }
 
 /// An event was rejected: what it wrote is taken back.
 pub(crate) fn undo_event() {
+    WROTE.set(false);
     CACHE.with_borrow_mut(|cache| {
         while let Some((key, before)) = cache.undo.pop() {
             match before {

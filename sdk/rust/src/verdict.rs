@@ -74,6 +74,7 @@ impl Verdicts {
     }
 
     /// The event goes to the stream as it is.
+    #[inline]
     pub fn pass(&mut self, event: u32, stream: u16) {
         let start = self.begin(1, 0, stream, event);
         self.end(start);
@@ -134,6 +135,7 @@ impl Verdicts {
     }
 
     /// Where the answer is now.
+    #[inline]
     pub fn mark(&self) -> Mark {
         Mark { len: self.bytes.len(), records: self.records }
     }

@@ -149,13 +149,13 @@ enum Content {
 pub fn stream(args: TokenStream, item: TokenStream) -> Result<TokenStream> {
     let mut input: DeriveInput = syn::parse2(item)?;
     let mut name = None;
-    let mut key: Option<Ident> = None;
+    let mut key: Option<syn::punctuated::Punctuated<Ident, syn::Token![.]>> = None;
     let mut content = Content::Json;
     let parser = syn::meta::parser(|meta| {
         if meta.path.is_ident("name") {
             name = Some(meta.value()?.parse::<syn::LitStr>()?);
         } else if meta.path.is_ident("key") {
-            key = Some(meta.value()?.parse()?);
+            key = Some(syn::punctuated::Punctuated::parse_separated_nonempty(meta.value()?)?);
         } else if meta.path.is_ident("text") {
             content = Content::Text;
         } else if meta.path.is_ident("bytes") {
@@ -175,10 +175,10 @@ pub fn stream(args: TokenStream, item: TokenStream) -> Result<TokenStream> {
             "#[stream] goes on a struct; put an enum into a field, with #[json] on it",
         ));
     };
-    if let Some(key) = &key
-        && !data.fields.iter().any(|field| field.ident.as_ref() == Some(key))
+    if let Some(first) = key.as_ref().and_then(|key| key.first())
+        && !data.fields.iter().any(|field| field.ident.as_ref() == Some(first))
     {
-        return Err(Error::new(key.span(), format!("`{}` has no field `{key}`", input.ident)));
+        return Err(Error::new(first.span(), format!("`{}` has no field `{first}`", input.ident)));
     }
     let one_unnamed = matches!(&data.fields, Fields::Unnamed(fields) if fields.unnamed.len() == 1);
     match content {

@@ -55,7 +55,7 @@ pub fn plugin(args: TokenStream, item: TokenStream) -> TokenStream {
 /// | option | meaning |
 /// |---|---|
 /// | `name = "large"` | another name |
-/// | `key = field` | the field is the lane key: emissions of the same key keep their order at a destination |
+/// | `key = field` | the field (or a field of it: `key = order.id`) is the lane key: emissions of the same key keep their order at a destination |
 /// | `text` | `struct Note(String)`: the payload is text |
 /// | `bytes` | `struct Raw(Vec<u8>)`: the payload is bytes |
 /// | `pass` | `struct Matched;`: emitting it lets the event pass as it is, the host writes the payload |

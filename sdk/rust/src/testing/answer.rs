@@ -40,7 +40,7 @@ pub fn read(answer: &[u8], events: u32, streams: u16) -> Option<Vec<Verdict>> {
     let mut records = 0;
     while !rest.is_empty() {
         let len = u32_at(rest, 0)? as usize;
-        if len < 12 || len % 4 != 0 || len > rest.len() {
+        if len < 12 || !len.is_multiple_of(4) || len > rest.len() {
             return None;
         }
         let (record, after) = rest.split_at(len);

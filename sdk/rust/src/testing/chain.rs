@@ -152,7 +152,7 @@ impl Block {
         Self {
             chain_id: 31337,
             number,
-            timestamp: number * 12,
+            timestamp: number.saturating_mul(12),
             hash: hash(number),
             parent_hash: hash(number.wrapping_sub(1)),
             beneficiary: Address::ZERO,
