@@ -161,7 +161,7 @@ pub async fn start_with(config: Config, given: BTreeMap<String, Arc<dyn Source>>
 struct Router {
     config: Arc<Config>,
     journal: Arc<dyn Journal>,
-    engine: Arc<Engine>,
+    engine: Engine,
     given: BTreeMap<String, Arc<dyn Source>>,
     chains: BTreeMap<String, Chain>,
     plugins: BTreeMap<PluginName, Plugin>,
@@ -196,7 +196,7 @@ impl Router {
     fn new(
         config: Arc<Config>,
         journal: Arc<dyn Journal>,
-        engine: Arc<Engine>,
+        engine: Engine,
         picture: watch::Sender<Arc<Status>>,
     ) -> Self {
         // Small: a chain whose blocks are not taken waits, it does not pile up.
