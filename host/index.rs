@@ -315,7 +315,14 @@ mod tests {
     fn subscription() -> impl Strategy<Value = Subscription> {
         let addresses = || proptest::collection::vec((0u8..4).prop_map(address), 0..3);
         let topics = || proptest::collection::vec((0u8..3).prop_map(word), 0..3);
-        (0usize..3, addresses(), [topics(), topics(), topics(), topics()], addresses(), addresses(), any::<Option<bool>>())
+        (
+            0usize..3,
+            addresses(),
+            [topics(), topics(), topics(), topics()],
+            addresses(),
+            addresses(),
+            any::<Option<bool>>(),
+        )
             .prop_map(|(kind, addresses, topics, senders, receivers, success)| Subscription {
                 kind: [EventKind::Block, EventKind::Transaction, EventKind::Log][kind],
                 addresses,

@@ -27,7 +27,10 @@ pub enum Offer {
     /// The tip already, an ancestor of it, or a lower head of another branch.
     Nothing,
     /// The branch does not reach the path yet: offer it again with this block at its end.
-    Need { hash: B256, number: u64 },
+    Need {
+        hash: B256,
+        number: u64,
+    },
     /// Removed, tip first; then added, oldest first.
     Changed(Vec<BlockUpdate>),
     Halt(Halt),

@@ -56,7 +56,10 @@ pub async fn run(args: Args) -> anyhow::Result<Exit> {
         running = host::start(config) => running?,
         () = signals.next() => return Ok(Exit::Done),
     };
-    say(&format!("running; streams are at {}/streams", running.url()));
+    match running.url() {
+        Some(url) => say(&format!("running; streams are at {url}/streams")),
+        None => say("running; nothing is served ([http] listen = \"off\")"),
+    }
     for source in &sources {
         say(&format!("edit {} and save: it is rebuilt and reloaded", source.join("src").display()));
     }

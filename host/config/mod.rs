@@ -165,6 +165,13 @@ impl RouteFrom {
             Self::AllOf(plugin) => *plugin == stream.plugin,
         }
     }
+
+    pub fn plugin(&self) -> &PluginName {
+        match self {
+            Self::Stream(s) => &s.plugin,
+            Self::AllOf(plugin) => plugin,
+        }
+    }
 }
 
 /// Line and column, both from 1; the column counts characters.

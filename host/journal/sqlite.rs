@@ -436,13 +436,10 @@ impl Journal for SqliteJournal {
 
     fn steps(&self, consumer: ConsumerId) -> Result<Vec<BlockRef>> {
         self.read(|db| {
-            let chain: i64 =
-                db.query_row("SELECT chain FROM consumer WHERE id = ?1", [consumer.0], |r| r.get(0))?;
-            db.prepare_cached(
-                "SELECT number, hash, parent, time FROM step WHERE consumer = ?1 ORDER BY number DESC",
-            )?
-            .query_map([consumer.0], |r| block_ref(r, ChainId(chain as u64), 0))?
-            .collect()
+            let chain: i64 = db.query_row("SELECT chain FROM consumer WHERE id = ?1", [consumer.0], |r| r.get(0))?;
+            db.prepare_cached("SELECT number, hash, parent, time FROM step WHERE consumer = ?1 ORDER BY number DESC")?
+                .query_map([consumer.0], |r| block_ref(r, ChainId(chain as u64), 0))?
+                .collect()
         })
     }
 
@@ -514,13 +511,7 @@ impl Journal for SqliteJournal {
         })
     }
 
-    fn entries(
-        &self,
-        track: TrackId,
-        after: u64,
-        limit: usize,
-        lane_key: Option<&str>,
-    ) -> Result<(Marks, Vec<Entry>)> {
+    fn entries(&self, track: TrackId, after: u64, limit: usize, lane_key: Option<&str>) -> Result<(Marks, Vec<Entry>)> {
         self.read(|db| {
             // One snapshot: what is due is judged by marks of the same moment as the entries.
             let tx = db.unchecked_transaction()?;

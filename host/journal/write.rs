@@ -4,9 +4,7 @@ use alloy_primitives::B256;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
 use super::sqlite::{blob, block_ref, moved, now_ms, position_code, to_json};
-use super::{
-    Committed, ConsumerId, JournalError, LaneWrite, NewEntry, Step, TrackId, VersionWrite, Write,
-};
+use super::{Committed, ConsumerId, JournalError, LaneWrite, NewEntry, Step, TrackId, VersionWrite, Write};
 use crate::model::{BlockRef, ChainId, Op, PluginName, StreamId, StreamSpec};
 
 type Result<T> = std::result::Result<T, JournalError>;
@@ -32,8 +30,10 @@ pub fn apply(db: &Connection, last_offset: &mut u64, write: &Write) -> Result<Co
 }
 
 fn consumer(db: &Connection, plugin: &PluginName, chain: ChainId, state_version: u32) -> Result<i64> {
-    db.prepare_cached("INSERT INTO consumer (plugin, chain, state_version) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING")?
-        .execute(params![plugin.as_str(), chain.0 as i64, state_version])?;
+    db.prepare_cached(
+        "INSERT INTO consumer (plugin, chain, state_version) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+    )?
+    .execute(params![plugin.as_str(), chain.0 as i64, state_version])?;
     Ok(db
         .prepare_cached("SELECT id FROM consumer WHERE plugin = ?1 AND chain = ?2")?
         .query_row(params![plugin.as_str(), chain.0 as i64], |r| r.get(0))?)
@@ -123,14 +123,7 @@ fn step(db: &Connection, last_offset: &mut u64, s: &Step) -> Result<()> {
         "INSERT INTO poison (consumer, number, hash, position, why, at_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
     )?;
     for p in &s.poison {
-        poison.execute(params![
-            id,
-            p.block.number,
-            blob(&p.block.hash),
-            position_code(p.position),
-            p.why,
-            now_ms()
-        ])?;
+        poison.execute(params![id, p.block.number, blob(&p.block.hash), position_code(p.position), p.why, now_ms()])?;
     }
 
     let finalized = s.finalized.max(before.finalized);
@@ -159,9 +152,7 @@ fn step(db: &Connection, last_offset: &mut u64, s: &Step) -> Result<()> {
 }
 
 fn set_state(db: &Connection) -> Result<CachedStatement<'_>> {
-    Ok(db.prepare_cached(
-        "INSERT INTO state VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET value = excluded.value",
-    )?)
+    Ok(db.prepare_cached("INSERT INTO state VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET value = excluded.value")?)
 }
 
 fn delete_state(db: &Connection) -> Result<CachedStatement<'_>> {
@@ -210,18 +201,19 @@ fn undo(db: &Connection, last_offset: &mut u64, id: ConsumerId, from: &BlockRef,
     }
     let steps: Vec<(u64, Vec<u8>, u64, u64)> = db
         .prepare_cached(
-            "SELECT number, hash, first_offset, entries FROM step WHERE consumer = ?1 AND number > ?2 ORDER BY number DESC",
+            // At the height of `to` there may be a step on another branch.
+            "SELECT number, hash, first_offset, entries FROM step
+             WHERE consumer = ?1 AND (number > ?2 OR (number = ?2 AND hash <> ?3)) ORDER BY number DESC",
         )?
-        .query_map(params![id.0, to.number], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?)))?
+        .query_map(params![id.0, to.number, blob(&to.hash)], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?)))?
         .collect::<rusqlite::Result<_>>()?;
     let mut retracted = 0;
     for (number, hash, first, entries) in steps {
         // What a lane may at most have seen of these emissions, whatever it has read by now.
         let confirmations = before.peak.saturating_sub(number) + 1;
         let safe = number <= before.safe;
-        let mut mark = db.prepare_cached(
-            "UPDATE entry SET retracted_confirmations = ?2, retracted_safe = ?3 WHERE offset = ?1",
-        )?;
+        let mut mark =
+            db.prepare_cached("UPDATE entry SET retracted_confirmations = ?2, retracted_safe = ?3 WHERE offset = ?1")?;
         let mut retract = db.prepare_cached(
             "INSERT INTO entry (offset, track, op, emission, block, position, ordinal, lane_key, content_type, payload,
                apply, retracted_confirmations, retracted_safe)
@@ -247,18 +239,15 @@ fn undo(db: &Connection, last_offset: &mut u64, id: ConsumerId, from: &BlockRef,
                 None => delete.execute(params![id.0, key])?,
             };
         }
-        db.prepare_cached(
-            "INSERT INTO orphan VALUES (?1, ?2, ?3, 1) ON CONFLICT DO UPDATE SET times = times + 1",
-        )?
-        .execute(params![id.0, hash, number])?;
+        db.prepare_cached("INSERT INTO orphan VALUES (?1, ?2, ?3, 1) ON CONFLICT DO UPDATE SET times = times + 1")?
+            .execute(params![id.0, hash, number])?;
+        for table in ["step", "undo"] {
+            db.prepare_cached(&format!("DELETE FROM {table} WHERE consumer = ?1 AND number = ?2"))?
+                .execute(params![id.0, number])?;
+        }
     }
-    for table in ["step", "undo"] {
-        db.prepare_cached(&format!("DELETE FROM {table} WHERE consumer = ?1 AND number > ?2"))?
-            .execute(params![id.0, to.number])?;
-    }
-    db.prepare_cached("UPDATE consumer SET number = ?2, hash = ?3, parent = ?4, time = ?5 WHERE id = ?1")?.execute(
-        params![id.0, to.number, blob(&to.hash), blob(&to.parent), to.time],
-    )?;
+    db.prepare_cached("UPDATE consumer SET number = ?2, hash = ?3, parent = ?4, time = ?5 WHERE id = ?1")?
+        .execute(params![id.0, to.number, blob(&to.hash), blob(&to.parent), to.time])?;
     Ok(retracted)
 }
 
@@ -281,15 +270,8 @@ fn lane(db: &Connection, write: &LaneWrite) -> Result<()> {
             .execute(params![output.as_str(), track, position])?;
         }
         LaneWrite::Park { output, track: TrackId(track), parked: p } => {
-            db.prepare_cached("INSERT OR REPLACE INTO parked VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?.execute(params![
-                output.as_str(),
-                track,
-                p.lane_key,
-                p.next,
-                p.attempts,
-                p.retry_at_ms,
-                p.why
-            ])?;
+            db.prepare_cached("INSERT OR REPLACE INTO parked VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
+                .execute(params![output.as_str(), track, p.lane_key, p.next, p.attempts, p.retry_at_ms, p.why])?;
         }
         LaneWrite::Unpark { output, track: TrackId(track), lane_key } => {
             db.prepare_cached("DELETE FROM parked WHERE output = ?1 AND track = ?2 AND lane_key = ?3")?
@@ -322,13 +304,8 @@ fn version(db: &Connection, write: &VersionWrite) -> Result<()> {
     match write {
         VersionWrite::Running { plugin, digest, version, file } => {
             db.prepare_cached("UPDATE version SET running = 0 WHERE plugin = ?1")?.execute([plugin.as_str()])?;
-            db.prepare_cached("INSERT OR REPLACE INTO version VALUES (?1, ?2, ?3, ?4, ?5, 1, NULL)")?.execute(params![
-                plugin.as_str(),
-                &digest[..],
-                version,
-                file,
-                now_ms()
-            ])?;
+            db.prepare_cached("INSERT OR REPLACE INTO version VALUES (?1, ?2, ?3, ?4, ?5, 1, NULL)")?
+                .execute(params![plugin.as_str(), &digest[..], version, file, now_ms()])?;
         }
         VersionWrite::Banned { plugin, digest, why } => {
             db.prepare_cached("UPDATE version SET banned = ?3, running = 0 WHERE plugin = ?1 AND digest = ?2")?

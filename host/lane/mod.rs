@@ -102,6 +102,11 @@ impl Lane {
         self.resume.try_send(()).ok();
     }
 
+    /// The same, for whoever cannot hold on to the lane.
+    pub fn resumer(&self) -> mpsc::Sender<()> {
+        self.resume.clone()
+    }
+
     /// Lets what is under way end, writes the positions, and ends.
     pub async fn stop(self) {
         self.stop.send_replace(true);

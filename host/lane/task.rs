@@ -187,11 +187,7 @@ impl Task {
     }
 
     fn track_name(&self, routed: &Routed) -> Track {
-        Track {
-            output: self.settings.output.clone(),
-            stream: routed.track.stream.clone(),
-            chain: routed.track.chain,
-        }
+        Track { output: self.settings.output.clone(), stream: routed.track.stream.clone(), chain: routed.track.chain }
     }
 
     /// Takes up new tracks where they were left, changed routes and specs, and dead letters that were put back.
@@ -376,8 +372,7 @@ impl Task {
             let Some(parked) = track.parked.get(key) else { return };
             let (journal, after, read, lane_key) =
                 (self.journal.clone(), parked.at.next - 1, track.read, key.to_owned());
-            let found =
-                tokio::task::spawn_blocking(move || journal.entries(id, after, 1, Some(&lane_key))).await;
+            let found = tokio::task::spawn_blocking(move || journal.entries(id, after, 1, Some(&lane_key))).await;
             let (marks, entries) = match found {
                 Ok(Ok(found)) => found,
                 Ok(Err(error)) => return self.fail("cannot read the journal for a parked lane", &error),
@@ -638,11 +633,7 @@ impl Task {
     fn park(&mut self, id: TrackId, delivery: &Delivery, attempts: u32, retry_at_ms: Option<u64>, why: String) {
         let lane_key = delivery.emission.lane_key.clone();
         let parked = Parked { lane_key: lane_key.clone(), next: delivery.offset, attempts, retry_at_ms, why };
-        self.pending.push(LaneWrite::Park {
-            output: self.settings.output.clone(),
-            track: id,
-            parked: parked.clone(),
-        });
+        self.pending.push(LaneWrite::Park { output: self.settings.output.clone(), track: id, parked: parked.clone() });
         if let Some(track) = self.tracks.get_mut(&id) {
             track.leave_to_parked(&lane_key);
             track.parked.insert(lane_key, ParkedKey { at: parked, moved: false });
@@ -675,10 +666,7 @@ impl Task {
         });
     }
 
-    fn flushed(
-        &mut self,
-        flushed: Result<Result<(), (JournalError, Vec<LaneWrite>)>, tokio::task::JoinError>,
-    ) {
+    fn flushed(&mut self, flushed: Result<Result<(), (JournalError, Vec<LaneWrite>)>, tokio::task::JoinError>) {
         match flushed {
             Ok(Ok(())) => {}
             Ok(Err((error, mut writes))) => {
@@ -688,7 +676,9 @@ impl Task {
                 self.pending = writes;
                 self.flush_at = Instant::now() + COUNT_EVERY;
             }
-            Err(error) => tracing::error!(output = %self.settings.output, %error, "a write of the lane's position panicked"),
+            Err(error) => {
+                tracing::error!(output = %self.settings.output, %error, "a write of the lane's position panicked")
+            }
         }
     }
 

@@ -69,6 +69,8 @@ pub trait Sink: Send + Sync + 'static {
     }
 
     /// One outcome for each delivery, in order. In a batch everything after the first `Retry` is `Retry` too.
+    /// A delivery at or below the destination's position is not an error: it is a dead letter that a person put
+    /// back, comes alone, and leaves the position where it is.
     async fn deliver(&self, track: &Track, batch: &[Delivery]) -> Vec<Outcome>;
 }
 

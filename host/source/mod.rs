@@ -74,6 +74,11 @@ pub trait Source: Send + Sync + 'static {
     /// source returns from here at least once in its polling interval.
     async fn changed(&self);
 
+    /// The lowest block of a recording; `None` for a live chain, which goes back to its genesis.
+    fn first(&self) -> Option<u64> {
+        None
+    }
+
     /// Nothing more will ever come: a recording that was played to its end.
     fn ended(&self) -> bool {
         false
