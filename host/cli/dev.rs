@@ -5,7 +5,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use notify_debouncer_full::{DebounceEventResult, new_debouncer, notify::RecursiveMode};
@@ -308,18 +308,34 @@ fn news(last: &Status, now: &Status) -> Vec<String> {
     news
 }
 
+/// Lanes count what is left about once a second: outputs that have not changed for this long have nothing to do.
+const SETTLED: Duration = Duration::from_secs(3);
+
 async fn until_end(running: host::Running, signals: &mut host::Signals) -> anyhow::Result<Exit> {
-    let mut status = running.handle.status.clone();
+    let status = running.handle.status.clone();
     let end = async {
+        let mut tick = tokio::time::interval(Duration::from_millis(100));
+        let (mut outputs, mut since) = (vec![], Instant::now());
         loop {
-            let now = status.borrow_and_update().clone();
-            match host::played(&now) {
-                Some(Err(why)) => return Err(why),
-                Some(Ok(())) if now.outputs.iter().all(|output| output.backlog == 0) => return Ok(()),
-                _ => {}
-            }
-            if status.changed().await.is_err() {
+            tick.tick().await;
+            let now = status.borrow().clone();
+            if status.has_changed().is_err() {
                 return Err("the process stopped before the recording ended".to_owned());
+            }
+            match host::played(&now) {
+                Some(Ok(())) if now.outputs.is_empty() => return Ok(()),
+                Some(Ok(())) => {}
+                Some(Err(why)) => return Err(why),
+                None => {
+                    (outputs, since) = (vec![], Instant::now());
+                    continue;
+                }
+            }
+            if outputs != now.outputs || now.outputs.iter().any(|output| output.state == "failing") {
+                (outputs, since) = (now.outputs.clone(), Instant::now());
+            } else if since.elapsed() > SETTLED {
+                // What is left waits for blocks that the recording does not have.
+                return Ok(());
             }
         }
     };
