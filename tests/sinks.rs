@@ -387,6 +387,44 @@ async fn two_tracks_of_one_nats_stream_keep_their_orders() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_nats_cannot_store_now_is_not_overtaken() {
+    use async_nats::jetstream::stream::{Config, DiscardPolicy};
+    let Some(server) = Nats::start(None).await else { return };
+    let context = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let mut config = Config {
+        name: "CHAINWEIR".into(),
+        subjects: vec!["chainweir.>".into()],
+        max_bytes: 20_000,
+        discard: DiscardPolicy::New,
+        ..Default::default()
+    };
+    context.create_stream(config.clone()).await.unwrap();
+    let sink = open("nats", &format!("url = '{}'", server.url()), Path::new(".")).await.unwrap();
+    let mut batch = applies(1..=6);
+    // No room for this one; there would be for those behind it.
+    batch[2] = said(Op::Apply, 3, 3, format!(r#"{{"n": 3, "more": "{}"}}"#, "x".repeat(30_000)));
+    let outcomes = sink.deliver(&track(), &batch).await;
+    all_delivered(&outcomes[..2]);
+    assert!(outcomes[2..].iter().all(|outcome| matches!(outcome, Outcome::Retry { .. })), "{outcomes:?}");
+    assert_eq!(nats_log(&server.url()).await, ["apply 1", "apply 2"]);
+    config.max_bytes = 1_000_000;
+    context.update_stream(config).await.unwrap();
+    deliver_to_the_end(&*sink, &batch).await;
+    assert_eq!(nats_log(&server.url()).await, (1..=6).map(|n| format!("apply {n}")).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nats_stream_that_must_be_there_is_asked_for() {
+    let Some(server) = Nats::start(None).await else { return };
+    let table = format!("url = '{}'\ncreate_stream = false\nsubject = 'shop.{{chain}}.{{plugin}}'", server.url());
+    let sink = open("nats", &table, Path::new(".")).await.unwrap();
+    let told = why(sink.prepare(&stream(), &spec()).await.unwrap_err());
+    assert!(told.contains("no stream 'CHAINWEIR'") && told.contains("shop.*.*"), "{told}");
+    let outcomes = sink.deliver(&track(), &applies(1..=2)).await;
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Retry { .. })), "{outcomes:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_message_too_large_for_nats_is_refused_alone() {
     let Some(server) = Nats::start(None).await else { return };
     let sink = open("nats", &format!("url = '{}'", server.url()), Path::new(".")).await.unwrap();

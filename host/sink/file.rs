@@ -6,7 +6,8 @@
 //! that byte, so that opening a large file does not read all of it. It is written before the lines it speaks of or long
 //! after, so nothing depends on the moment of a crash.
 //!
-//! The file is locked: a second output, or a second process, is refused. Do not rename it away while it is in use.
+//! The file is locked: a second output, or a second process, is refused. It may be renamed away or removed while it is in use
+//! (log rotation): the next batch begins a new one, and the positions are kept.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -114,6 +115,7 @@ impl Sink for FileSink {
         let key = format!("{} {}", track.chain, track.stream);
         let written = blocking(self.state.clone(), move |state| {
             let path = state.path.clone();
+            state.reopen_if_moved()?;
             let opened = state.opened()?;
             opened.append(&path, &lines).map_err(|error| again(&path, "cannot write", &error))?;
             let position = opened.positions.entry(key).or_default();
@@ -132,6 +134,26 @@ fn again(path: &Path, what: &str, error: &io::Error) -> SinkError {
 }
 
 impl State {
+    /// What is written into a file that has lost its name is lost with it.
+    fn reopen_if_moved(&mut self) -> Result<(), SinkError> {
+        use std::os::unix::fs::MetadataExt;
+        let Some(opened) = &self.file else { return Ok(()) };
+        let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+        let here = opened.file.metadata().map(identity).map_err(|error| again(&self.path, "cannot look at", &error))?;
+        match std::fs::metadata(&self.path).map(identity) {
+            Ok(there) if there == here => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(again(&self.path, "cannot look at", &error)),
+        }
+        // Written first: a new file says nothing of what stands in the old one.
+        let note = Note { journal: self.journal.clone(), from: 0, positions: opened.positions.clone() };
+        write_note(&self.path, &note).map_err(|error| again(&self.path, "cannot write the note beside", &error))?;
+        tracing::info!(file = %self.path.display(), "the file was moved or removed; beginning a new one");
+        self.file = None;
+        Ok(())
+    }
+
     fn opened(&mut self) -> Result<&mut Opened, SinkError> {
         if self.file.is_none() {
             self.file = Some(Opened::new(&self.path, &self.journal)?);
@@ -356,6 +378,25 @@ mod tests {
         assert_eq!(open(&path, "b").await.unwrap().position(&track).await.unwrap(), Some(1));
         let other = Track { chain: crate::model::ChainId(5), ..track };
         assert_eq!(open(&path, "b").await.unwrap().position(&other).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_renamed_away_is_begun_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, old) = (folder.path().join("out.ndjson"), folder.path().join("out.ndjson.1"));
+        let (track, batch) = super::super::samples::batch(1..=4);
+        let sink = open(&path, "j").await.unwrap();
+        sink.deliver(&track, &batch[..2]).await;
+        std::fs::rename(&path, &old).unwrap();
+        assert_eq!(sink.position(&track).await.unwrap(), Some(2));
+        assert_eq!(sink.deliver(&track, &batch[2..3]).await, [Outcome::Delivered]);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(sink.deliver(&track, &batch[3..]).await, [Outcome::Delivered]);
+        assert_eq!(std::fs::read(&old).unwrap(), super::super::lines(&batch[..2]));
+        assert_eq!(std::fs::read(&path).unwrap(), super::super::lines(&batch[3..]));
+        std::fs::remove_file(&path).unwrap();
+        drop(sink);
+        assert_eq!(open(&path, "j").await.unwrap().position(&track).await.unwrap(), Some(3), "as the note says");
     }
 
     #[tokio::test]

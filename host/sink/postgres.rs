@@ -454,8 +454,10 @@ fn as_text(value: Value) -> Option<String> {
 
 fn fault(error: tokio_postgres::Error) -> Fault {
     match error.code().map(SqlState::code) {
-        // Data exceptions, constraints, and what is larger than a row or an index can be.
-        Some(code) if ["22", "23", "54"].iter().any(|class| code.starts_with(class)) => Fault::Row(text(&error)),
+        // Data exceptions, constraints, what is larger than a row or an index can be, and a trigger's RAISE EXCEPTION.
+        Some(code) if ["22", "23", "54", "P0001"].iter().any(|class| code.starts_with(class)) => {
+            Fault::Row(text(&error))
+        }
         _ => Fault::Now(text(&error)),
     }
 }
