@@ -1,6 +1,7 @@
 //! The integration tests, in one binary: a file for each promise.
 
+mod cli;
 mod harness;
 mod sinks;
-
-mod cli;
+mod source;
+mod verify;

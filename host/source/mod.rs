@@ -6,8 +6,12 @@
 //!
 //! A new kind of source is one new file and one line in [`KINDS`].
 
+pub mod classify;
+pub mod record;
 pub mod recorded;
 pub mod rpc;
+mod transport;
+pub mod wire;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -3,9 +3,12 @@
 // Not every test uses all of it.
 #![allow(dead_code)]
 
+pub mod anvil;
+pub mod fake_node;
 pub mod nats;
 pub mod postgres;
 pub mod receiver;
+pub mod session;
 
 use std::future::Future;
 use std::time::{Duration, Instant};
