@@ -198,21 +198,29 @@ async fn contract(mut place: impl Place) {
         holds.extend(21..=30);
         assert_eq!(place.net().await, holds);
 
-        // A server that dies in the middle of batches.
+        // A server that dies while batches come without a pause.
         let mut from = 31;
         for round in 0..3 {
-            let to = from + 4_000;
-            let batch = applies(from..=to);
+            let (stop, stopped) = tokio::sync::watch::channel(false);
             let sink = sink.clone();
-            let delivering = tokio::spawn(async move { deliver_to_the_end(&*sink, &batch).await });
-            let floor = from + 200 + 300 * round;
+            let delivering = tokio::spawn(async move {
+                let mut next = from;
+                while !*stopped.borrow() {
+                    let end = next + sink.shape().batch as u64;
+                    deliver_to_the_end(&*sink, &applies(next..=end - 1)).await;
+                    next = end;
+                }
+                next
+            });
+            let floor = from + 500 + 300 * round;
             until("some of it to be there", || async { place.net().await.contains(&floor).then_some(()) }).await;
             place.kill();
             place.restart().await;
-            delivering.await.unwrap();
-            holds.extend(from..=to);
+            stop.send_replace(true);
+            let next = delivering.await.unwrap();
+            holds.extend(from..next);
             assert!(place.net().await == holds, "lost or invented in round {round}");
-            from = to + 1;
+            from = next;
         }
         if let Some(log) = place.log().await {
             let applied: Vec<u64> =
@@ -506,6 +514,22 @@ async fn a_row_that_postgres_refuses_is_refused_alone() {
     assert_eq!(rows[0].get::<_, &str>(4), "{\"more\": 1.10}");
     assert_eq!((rows[0].get::<_, &str>(5), rows[0].get::<_, i64>(6)), ("eip155:1", 4));
     assert!(rows[0].get::<_, &str>(7).starts_with("0x0000") && rows[0].get::<_, &str>(7).ends_with("04"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_encrypted_connection_checks_the_certificate() {
+    use crate::harness::postgres::{PASSWORD, USER};
+    let Some(mut server) = Postgres::start().await else { return };
+    let plain = format!("url = 'postgres://{USER}:{PASSWORD}@localhost:{}/postgres?sslmode=require'", server.port());
+    let sink = open("postgres", &plain, Path::new(".")).await.unwrap();
+    let told = why(sink.prepare(&stream(), &spec()).await.unwrap_err());
+    assert!(told.contains("TLS"), "a server without TLS is not talked to: {told}");
+    let Some(certificate) = server.encrypt().await else { return };
+    assert!(sink.prepare(&stream(), &spec()).await.is_err(), "nobody vouches for this certificate");
+    let table = format!("{plain}\nca_file = '{}'", certificate.display());
+    let sink = open("postgres", &table, Path::new(".")).await.unwrap();
+    sink.prepare(&stream(), &spec()).await.unwrap();
+    all_delivered(&sink.deliver(&track(), &applies(1..=3)).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

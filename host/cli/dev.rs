@@ -38,7 +38,11 @@ pub struct Args {
 pub async fn run(args: Args) -> anyhow::Result<Exit> {
     let mut signals = host::Signals::listen()?;
     let mut config = config(&args)?;
-    host::log(&config.log);
+    // What happens is said in lines of its own here.
+    if config.log.level == "info" {
+        config.log.level = "warn".into();
+    }
+    host::log(&config.log)?;
     let sources = sources(&args.dir, &config.plugins.dir)?;
     // Beginning anew shows everything again: what a recorded chain has is seen at every start.
     let folder =

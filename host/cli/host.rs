@@ -5,11 +5,15 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use super::Trouble;
 use crate::config::{Config, LogConfig};
 use crate::model::{ConsumerStatus, Status};
 use crate::router::{self, handle::Handle};
+use crate::{serve, telemetry};
 
 /// SIGTERM must have ended in 10 s; one is kept for what comes after the drain.
 pub const DRAIN: Duration = Duration::from_secs(9);
@@ -17,20 +21,48 @@ pub const DRAIN: Duration = Duration::from_secs(9);
 pub struct Running {
     pub handle: Handle,
     router: router::Running,
-    http: Option<SocketAddr>,
+    http: Option<Http>,
+}
+
+struct Http {
+    at: SocketAddr,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
 }
 
 /// Begins everything that a configuration names. Providers and destinations need not be there yet.
 pub async fn start(config: Config) -> anyhow::Result<Running> {
-    let http = config.http.listen;
+    let listen = config.http.listen;
+    // First: a port that is taken is found before anything is begun. The recorder stands before what it records.
+    let listener = match listen {
+        Some(address) => Some(TcpListener::bind(address).await.with_context(|| {
+            Trouble::new(
+                format!("cannot listen at {address}"),
+                "stop what listens there, or give this one an address of its own: [http] listen",
+            )
+        })?),
+        None => None,
+    };
+    let metrics = listener.as_ref().map(|_| telemetry::metrics());
     let router = router::start(config).await.map_err(|why| anyhow::anyhow!(why)).context("it did not start")?;
+    let http = match listener.zip(metrics) {
+        Some((listener, metrics)) => {
+            let at = listener.local_addr()?;
+            let (stop, stopped) = oneshot::channel();
+            // A sender that is gone stops it as well.
+            let shutdown = async { drop(stopped.await) };
+            let task = tokio::spawn(serve::serve(listener, router.handle.clone(), metrics, shutdown));
+            Some(Http { at, stop, task })
+        }
+        None => None,
+    };
     Ok(Running { handle: router.handle.clone(), router, http })
 }
 
 impl Running {
     /// Where it is served; `None` where nothing is.
     pub fn url(&self) -> Option<String> {
-        Some(format!("http://{}", self.http?))
+        self.http.as_ref().map(|http| format!("http://{}", http.at))
     }
 
     /// Returns when it stopped by itself, with the reason. Nothing is left to drain then.
@@ -40,8 +72,17 @@ impl Running {
 
     /// Takes nothing more in, lets what is under way finish, and releases the journal.
     pub async fn drain(self, within: Duration) -> anyhow::Result<()> {
-        let drained = tokio::time::timeout(within, self.router.stop()).await;
-        let drained = drained.with_context(|| {
+        let http = async {
+            if let Some(http) = self.http {
+                // It is gone only where it ended already.
+                let _gone = http.stop.send(());
+                if let Err(error) = http.task.await {
+                    tracing::warn!(%error, "the http listener ended badly");
+                }
+            }
+        };
+        let both = async { tokio::join!(self.router.stop(), http).0 };
+        let drained = tokio::time::timeout(within, both).await.with_context(|| {
             let what = format!("it did not drain within {} s; what is committed is safe", within.as_secs());
             Trouble::new(what, "start it again: it goes on where it stopped")
         })?;
@@ -50,7 +91,9 @@ impl Running {
 }
 
 /// Begins to log as configured.
-pub fn log(_config: &LogConfig) {}
+pub fn log(config: &LogConfig) -> anyhow::Result<()> {
+    telemetry::init(config).map_err(|why| Trouble::usage(why, "mend [log] or RUST_LOG").into())
+}
 
 /// SIGINT and SIGTERM.
 pub struct Signals {

@@ -31,7 +31,7 @@ pub async fn run(args: Args) -> anyhow::Result<Exit> {
     // Before anything is begun: a signal during the start must not kill it half-way.
     let mut signals = host::Signals::listen()?;
     let config = config(&args.file, &args.rpc, &args.plugins)?;
-    host::log(&config.log);
+    host::log(&config.log)?;
     let plugins = config.plugins.dir.clone();
     let running = tokio::select! {
         running = host::start(config) => running?,

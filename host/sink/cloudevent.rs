@@ -92,8 +92,10 @@ pub fn encode(delivery: &Delivery) -> Vec<u8> {
 
 /// A JSON payload with its line breaks, which can only be white space between tokens, as spaces.
 fn one_line(emission: &crate::model::Emission) -> std::borrow::Cow<'_, [u8]> {
-    let is_break = |b: &u8| matches!(b, b'\n' | b'\r');
-    if emission.content_type == ContentType::Json && emission.payload.iter().any(|b| is_break(b)) {
+    fn is_break(byte: &u8) -> bool {
+        matches!(byte, b'\n' | b'\r')
+    }
+    if emission.content_type == ContentType::Json && emission.payload.iter().any(is_break) {
         emission.payload.iter().map(|b| if is_break(b) { b' ' } else { *b }).collect::<Vec<_>>().into()
     } else {
         emission.payload.as_slice().into()

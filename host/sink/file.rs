@@ -165,6 +165,10 @@ impl State {
 impl Opened {
     fn new(path: &Path, journal: &str) -> Result<Self, SinkError> {
         let new = !path.exists();
+        if !new && !path.is_file() {
+            let why = format!("{} is not a regular file; to write into a pipe, use type = \"stdout\"", path.display());
+            return Err(SinkError::Refused { why });
+        }
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -200,7 +204,7 @@ impl Opened {
         // Shorter than the note says: somebody emptied it. What was delivered stays delivered.
         let from = if note.from <= good { note.from } else { 0 };
         let mut positions = note.positions.clone();
-        scan(&mut file, from, &mut positions).map_err(read)?;
+        scan(&mut file, from..good, &mut positions).map_err(read)?;
         let mut opened = Self { file, good, note, positions };
         opened.bring_note_up_to_date(path).map_err(|error| again(path, "cannot write the note beside", &error))?;
         Ok(opened)
@@ -273,9 +277,9 @@ fn cut_torn_line(file: &mut File, path: &Path) -> Result<u64, SinkError> {
     Ok(good)
 }
 
-fn scan(file: &mut File, from: u64, positions: &mut Positions) -> io::Result<()> {
-    file.seek(SeekFrom::Start(from))?;
-    let mut reader = BufReader::with_capacity(1024 * 1024, file);
+fn scan(file: &mut File, part: std::ops::Range<u64>, positions: &mut Positions) -> io::Result<()> {
+    file.seek(SeekFrom::Start(part.start))?;
+    let mut reader = BufReader::with_capacity(1024 * 1024, file.take(part.end - part.start));
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -397,6 +401,26 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         drop(sink);
         assert_eq!(open(&path, "j").await.unwrap().position(&track).await.unwrap(), Some(3), "as the note says");
+    }
+
+    #[tokio::test]
+    async fn what_a_failed_batch_left_behind_is_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.ndjson");
+        let (track, batch) = super::super::samples::batch(1..=3);
+        let sink = open(&path, "j").await.unwrap();
+        sink.deliver(&track, &batch[..1]).await;
+        let mut disk = OpenOptions::new().append(true).open(&path).unwrap();
+        disk.write_all(&super::super::lines(&batch[1..])[..100]).unwrap();
+        assert_eq!(sink.deliver(&track, &batch[1..]).await, vec![Outcome::Delivered; 2]);
+        assert_eq!(std::fs::read(&path).unwrap(), super::super::lines(&batch));
+    }
+
+    #[tokio::test]
+    #[cfg(target_os = "linux")]
+    async fn a_device_is_refused() {
+        let why = open(Path::new("/dev/full"), "j").await.err().unwrap().to_string();
+        assert!(why.contains("not a regular file"), "{why}");
     }
 
     #[tokio::test]

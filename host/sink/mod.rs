@@ -85,6 +85,9 @@ pub struct Open {
     pub journal: String,
 }
 
+/// A sink, soon.
+pub type Opening = BoxFuture<'static, Result<Arc<dyn Sink>, SinkError>>;
+
 pub struct Kind {
     /// As in `type = "..."`.
     pub name: &'static str,
@@ -92,7 +95,7 @@ pub struct Kind {
     pub options: &'static [(&'static str, &'static str)],
     /// Reads the table and refuses what it does not understand. Connects later, in `position`, `prepare` or `deliver`:
     /// a destination that is down at start must not keep the process from starting.
-    pub open: fn(Open) -> BoxFuture<'static, Result<Arc<dyn Sink>, SinkError>>,
+    pub open: fn(Open) -> Opening,
 }
 
 pub const KINDS: &[Kind] = &[webhook::KIND, nats::KIND, postgres::KIND, sqlite::KIND, file::KIND, stdout::KIND];

@@ -74,6 +74,8 @@ struct Nats {
     timeout: Duration,
     /// One for the life of the sink: what an old connection still had in its queue comes out before what is sent after it.
     client: Mutex<Option<jetstream::Context>>,
+    /// Counts lost connections: what was under way then is not acknowledged any more.
+    lost: tokio::sync::watch::Sender<u64>,
     /// Tracks take turns: two at once would break each other's chains of expectation.
     turn: Mutex<()>,
 }
@@ -97,7 +99,7 @@ impl Nats {
         let place = servers.iter().map(|s| format!("{}:{}", s.host(), s.port())).collect::<Vec<_>>().join(", ");
         let password = options.secret("password_env", "password_file")?;
         let token = options.secret("token_env", "token_file")?;
-        let creds = options.from_file("creds_file")?;
+        let creds = options.content_of("creds_file")?;
         let auth = match (options.text("user")?, password, token, creds) {
             (None, None, None, None) => Auth::None,
             (Some(user), Some(password), None, None) => Auth::Password(user, password),
@@ -131,6 +133,7 @@ impl Nats {
             subject,
             timeout: Duration::from_millis(options.number("timeout_ms", 5_000, 1..=600_000)?),
             client: Mutex::new(None),
+            lost: tokio::sync::watch::Sender::new(0),
             turn: Mutex::new(()),
         })
     }
@@ -155,7 +158,14 @@ impl Nats {
         }
         // Already installed by another part of the process: the same provider, so nothing to do.
         let _ = rustls::crypto::ring::default_provider().install_default();
+        let lost = self.lost.clone();
         let mut options = ConnectOptions::new()
+            .event_callback(move |event| {
+                if matches!(event, async_nats::Event::Disconnected) {
+                    lost.send_modify(|count| *count += 1);
+                }
+                async {}
+            })
             .name("chainweir")
             .connection_timeout(self.timeout)
             .request_timeout(Some(self.timeout))
@@ -213,15 +223,13 @@ impl Nats {
             duplicate_window: DUPLICATE_WINDOW,
             ..Default::default()
         };
-        context.create_stream(config).await.map(|made| {
-            tracing::info!(output = %self.name, stream = self.stream, subjects = self.pattern(), "made the JetStream stream");
-            made
-        }).map_err(|error| match error.kind() {
+        context.create_stream(config).await.map_err(|error| match error.kind() {
             jetstream::context::CreateStreamErrorKind::JetStream(e) if e.code() < 500 => {
                 self.refused(&format!("cannot make the stream '{}': {e}", self.stream))
             }
             _ => self.again("cannot make the stream", &error),
         })?;
+        tracing::info!(output = %self.name, stream = self.stream, subjects = self.pattern(), "made the JetStream stream");
         context.get_stream(&self.stream).await.map_err(|error| self.again("cannot ask for the stream", &error))
     }
 
@@ -278,6 +286,7 @@ impl Nats {
     ) {
         let at = outcomes.len();
         let position = !outcomes.iter().any(|outcome| matches!(outcome, Outcome::Refused { .. }));
+        let mut lost = self.lost.subscribe();
         let mut sent = Vec::with_capacity(batch.len() - at);
         let mut before: Option<String> = None;
         let mut unsent = None;
@@ -293,7 +302,15 @@ impl Nats {
             before = Some(delivery.id.to_string());
         }
         for (index, answer) in sent.into_iter().enumerate() {
-            match answer.await {
+            let answer = tokio::select! {
+                biased;
+                answer = answer.into_future() => answer,
+                _ = lost.changed() => {
+                    let why = format!("NATS at {}: the connection was lost before the acknowledgement", self.place);
+                    return outcomes.push(Outcome::Retry { why, after: None });
+                }
+            };
+            match answer {
                 Ok(_stored_now_or_before) => outcomes.push(Outcome::Delivered),
                 // Somebody else's message came in between: go on from here, expecting nothing.
                 Err(error) if error.kind() == PublishErrorKind::WrongLastMessageId && index > 0 => return,

@@ -144,7 +144,7 @@ impl Options {
     }
 
     /// The content of the environment variable that `key` names.
-    pub fn from_env(&self, key: &str) -> Result<Option<Secret>, SinkError> {
+    pub fn env(&self, key: &str) -> Result<Option<Secret>, SinkError> {
         let Some(variable) = self.text(key)? else { return Ok(None) };
         match std::env::var(&variable) {
             Ok(text) if !text.trim().is_empty() => Ok(Some(Secret(text.trim().to_owned()))),
@@ -158,7 +158,7 @@ impl Options {
     }
 
     /// The content of the file that `key` names, without the white space around it.
-    pub fn from_file(&self, key: &str) -> Result<Option<Secret>, SinkError> {
+    pub fn content_of(&self, key: &str) -> Result<Option<Secret>, SinkError> {
         let Some(path) = self.path(key)? else { return Ok(None) };
         match std::fs::read_to_string(&path) {
             Ok(text) if !text.trim().is_empty() => Ok(Some(Secret(text.trim().to_owned()))),
@@ -169,7 +169,7 @@ impl Options {
 
     /// A secret by environment variable or by file, not by both.
     pub fn secret(&self, env_key: &str, file_key: &str) -> Result<Option<Secret>, SinkError> {
-        match (self.from_env(env_key)?, self.from_file(file_key)?) {
+        match (self.env(env_key)?, self.content_of(file_key)?) {
             (Some(_), Some(_)) => Err(self.refused(&format!("{env_key} and {file_key} are both set; keep one"))),
             (one, other) => Ok(one.or(other)),
         }

@@ -84,7 +84,7 @@ enum Fault {
 impl Postgres {
     fn open(open: Open) -> Result<Self, SinkError> {
         let options = Options::new(open, KIND.options)?;
-        let url = match (options.text("url")?, options.from_env("url_env")?) {
+        let url = match (options.text("url")?, options.env("url_env")?) {
             (Some(url), None) => url,
             (None, Some(url)) => url.expose().to_owned(),
             (Some(_), Some(_)) => return Err(options.refused("url and url_env are both set; keep one")),
@@ -94,7 +94,7 @@ impl Postgres {
         let mut config: tokio_postgres::Config = url
             .parse()
             .map_err(|_| options.refused("the URL is not of the form postgres://user:password@host:5432/database"))?;
-        if let Some(password) = options.from_env("password_env")? {
+        if let Some(password) = options.env("password_env")? {
             config.password(password.expose());
         }
         config.application_name("chainweir").connect_timeout(CONNECT_TIMEOUT);

@@ -124,41 +124,8 @@ impl State {
         if self.retract == Retract::Mark {
             wanted.push(table::Column { name: table::RETRACTED.into(), sort: Sort::Integer });
         }
-        let changed = self.connect().and_then(|connection| {
-            // Immediate: what is read is what is changed.
-            let evolve = |transaction: &Transaction<'_>| -> Result<Result<(), String>, rusqlite::Error> {
-                let has = transaction
-                    .prepare("SELECT name, type FROM pragma_table_info(?1)")?
-                    .query_map([&bare], |row| Ok((row.get(0)?, row.get(1)?)))?
-                    .collect::<Result<Vec<(String, String)>, _>>()?;
-                let define = |column: &table::Column| {
-                    let key = if column.name == table::KEY { " PRIMARY KEY" } else { "" };
-                    format!("{} {}{key}", quoted(&column.name), type_of(column.sort))
-                };
-                if has.is_empty() {
-                    let columns = wanted.iter().map(define).collect::<Vec<_>>().join(", ");
-                    transaction.execute_batch(&format!("CREATE TABLE {name} ({columns})"))?;
-                    return Ok(Ok(()));
-                }
-                match table::missing(&wanted, &has, type_of, &bare) {
-                    Err(why) => return Ok(Err(why)),
-                    Ok(missing) => {
-                        for column in missing {
-                            transaction.execute_batch(&format!("ALTER TABLE {name} ADD COLUMN {}", define(column)))?;
-                        }
-                    }
-                }
-                Ok(Ok(()))
-            };
-            let mut run = || {
-                let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-                let changed = evolve(&transaction)?;
-                transaction.commit()?;
-                Ok(changed)
-            };
-            Ok(run())
-        })?;
-        changed.map_err(|error: rusqlite::Error| self.judge(&error))?.map_err(|why| self.refused(&why))?;
+        let changed = evolve(self.connect()?, &bare, &wanted);
+        changed.map_err(|error| self.judge(&error))?.map_err(|why| self.refused(&why))?;
         let list = |each: &dyn Fn(usize) -> String| (0..layout.columns.len()).map(each).collect::<Vec<_>>().join(", ");
         let key = quoted(table::KEY);
         let insert = format!(
@@ -199,6 +166,38 @@ impl State {
             Fault::Row(why) | Fault::Now(why) => format!("{place}: {why}"),
         })
     }
+}
+
+/// Makes or grows a table, in one transaction. The inner error says why the table that is there cannot be used.
+fn evolve(
+    connection: &mut Connection,
+    table: &str,
+    wanted: &[table::Column],
+) -> Result<Result<(), String>, rusqlite::Error> {
+    // Immediate: what is read is what is changed.
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let has = transaction
+        .prepare("SELECT name, type FROM pragma_table_info(?1)")?
+        .query_map([table], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<Vec<(String, String)>, _>>()?;
+    let define = |column: &table::Column| {
+        let key = if column.name == table::KEY { " PRIMARY KEY" } else { "" };
+        format!("{} {}{key}", quoted(&column.name), type_of(column.sort))
+    };
+    if has.is_empty() {
+        let columns = wanted.iter().map(define).collect::<Vec<_>>().join(", ");
+        transaction.execute_batch(&format!("CREATE TABLE {} ({columns})", quoted(table)))?;
+    } else {
+        let missing = match table::missing(wanted, &has, type_of, table) {
+            Ok(missing) => missing,
+            Err(why) => return Ok(Err(why)),
+        };
+        for column in missing {
+            transaction.execute_batch(&format!("ALTER TABLE {} ADD COLUMN {}", quoted(table), define(column)))?;
+        }
+    }
+    transaction.commit()?;
+    Ok(Ok(()))
 }
 
 fn read_position(connection: &Connection, key: &[String; 4]) -> Result<Option<i64>, rusqlite::Error> {

@@ -4,11 +4,14 @@
 #![allow(dead_code)]
 
 pub mod anvil;
+pub mod chain;
 pub mod fake_node;
+pub mod guests;
 pub mod nats;
 pub mod postgres;
 pub mod receiver;
 pub mod session;
+pub mod sim;
 
 use std::future::Future;
 use std::time::{Duration, Instant};

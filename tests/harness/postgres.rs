@@ -13,6 +13,8 @@ pub struct Postgres {
     port: u16,
     folder: tempfile::TempDir,
     owner: Option<(u32, u32)>,
+    /// `name=value`
+    settings: Vec<String>,
     child: Option<Child>,
 }
 
@@ -39,7 +41,7 @@ impl Postgres {
         if let Some((uid, gid)) = owner {
             std::os::unix::fs::chown(folder.path(), Some(uid), Some(gid)).expect("root may give a folder away");
         }
-        let mut server = Self { port: super::free_port(), folder, owner, child: None };
+        let mut server = Self { port: super::free_port(), folder, owner, settings: vec![], child: None };
         let password = server.folder.path().join("password");
         std::fs::write(&password, PASSWORD).expect("a file in the temporary folder");
         if let Some((uid, gid)) = owner {
@@ -66,6 +68,38 @@ impl Postgres {
         format!("postgres://{USER}:{password}@127.0.0.1:{}/postgres", self.port)
     }
 
+    /// Restarts with TLS, with a certificate for `localhost` that is its own authority; returns its file. `None`, with a line that says
+    /// what to install, where there is no `openssl`.
+    pub async fn encrypt(&mut self) -> Option<PathBuf> {
+        let (key, certificate) = (self.folder.path().join("tls.key"), self.folder.path().join("tls.pem"));
+        let mut openssl = Command::new("openssl");
+        openssl.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]);
+        openssl.args(["-addext", "subjectAltName=DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE"]);
+        openssl.arg("-keyout").arg(&key).arg("-out").arg(&certificate);
+        match openssl.stderr(Stdio::null()).status() {
+            Ok(made) if made.success() => {}
+            _ => {
+                eprintln!("SKIPPED: no openssl; install it by: apt-get install -y openssl");
+                return None;
+            }
+        }
+        if let Some((uid, gid)) = self.owner {
+            std::os::unix::fs::chown(&key, Some(uid), Some(gid)).expect("root may give a file away");
+        }
+        self.settings = [
+            "ssl=on".into(),
+            format!("ssl_key_file={}", key.display()),
+            format!("ssl_cert_file={}", certificate.display()),
+        ]
+        .into();
+        self.restart().await;
+        Some(certificate)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// A client of the test's own.
     pub async fn client(&self) -> tokio_postgres::Client {
         let (client, connection) = tokio_postgres::connect(&self.url(), tokio_postgres::NoTls)
@@ -90,6 +124,9 @@ impl Postgres {
         let mut command = self.command("postgres");
         command.arg("-D").arg(self.data()).args(["-p", &self.port.to_string(), "-h", "127.0.0.1", "-c"]);
         command.arg(format!("unix_socket_directories={}", self.folder.path().display()));
+        for setting in &self.settings {
+            command.args(["-c", setting]);
+        }
         self.child = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("postgres starts"));
         let url = self.url();
         super::until("PostgreSQL to answer", || async {

@@ -18,6 +18,7 @@ const APT: &[(&str, &str, &str)] = &[
     ("postgres", "postgresql", "the PostgreSQL sink's tests"),
     ("php", "php-cli", "the PHP receiver's test"),
     ("node", "nodejs", "the Node.js receiver's test"),
+    ("npm", "npm", "everything on a real chain"),
     ("python3", "python3", "the Python receiver's test"),
 ];
 const CARGO_DENY: &str = "0.20.2";
@@ -33,7 +34,7 @@ pub fn run(_args: &[String]) -> Result<()> {
 /// Installs what is missing. What could not be had is said at once and returned, one sentence each.
 pub fn install() -> Vec<String> {
     let mut missing = Vec::new();
-    for done in [wasm_target(), npm(), apt()] {
+    for done in [wasm_target(), apt(), npm()] {
         if let Err(error) = done {
             eprintln!("setup: {error:#}");
             missing.push(format!("{error:#}"));
@@ -58,13 +59,17 @@ fn package(name: &str) -> PathBuf {
     tools().join("node_modules").join(name)
 }
 
-fn npm() -> Result<()> {
-    let there = |(name, version): &(&str, &str)| {
+/// Whether what comes from npm is there, in its pinned versions.
+pub fn has_npm_tools() -> bool {
+    NPM.iter().all(|(name, version)| {
         fs::read_to_string(package(name).join("package.json"))
             .is_ok_and(|text| text.contains(&format!("\"version\": \"{version}\"")))
-    };
+    })
+}
+
+fn npm() -> Result<()> {
     let wanted: Vec<String> = NPM.iter().map(|(name, version)| format!("{name}@{version}")).collect();
-    if !NPM.iter().all(there) {
+    if !has_npm_tools() {
         eprintln!("setup: installing {} into target/tools", wanted.join(" "));
         fs::create_dir_all(tools()).context("cannot make target/tools")?;
         let mut install = command("npm", ["install", "--silent", "--no-audit", "--no-fund", "--prefix"]);

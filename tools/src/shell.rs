@@ -38,7 +38,17 @@ pub fn command<S: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = S>
 
 pub fn cargo<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     // The cargo that runs us, so that a toolchain override holds for what we start, too.
-    command(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()), args)
+    let mut cargo = command(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()), args);
+    // `cargo run` tells us of our own package. Build scripts (ring's) watch these variables: left in, everything that
+    // stands on ring would be built again at every change between `cargo x` and plain cargo.
+    for (name, _) in std::env::vars_os() {
+        let named = name.to_string_lossy();
+        let ours = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
+        if ours.iter().any(|prefix| named.starts_with(prefix)) {
+            cargo.env_remove(&name);
+        }
+    }
+    cargo
 }
 
 /// Runs to the end, showing the output; fails when it fails.
