@@ -271,7 +271,7 @@ fn commands_ask_and_say_what_was_answered() {
     let (url, asked) = answer_once("200 OK", r#"{"ok":"whale runs 0.1.0 again"}"#);
     let (code, out, err) = run(dir.path(), &["plugin", "rollback", "whale", "--url", &url]);
     assert_eq!((code, out.as_str()), (0, "whale runs 0.1.0 again\n"), "{err}");
-    assert_eq!(asked.join().unwrap(), "POST /plugins/whale/rollback HTTP/1.1 ");
+    assert_eq!(asked.join().unwrap(), "POST /plugins/whale/rollback HTTP/1.1 {}");
 
     let (url, asked) = answer_once("409 Conflict", r#"{"error":"whale has no version before this one"}"#);
     let (code, _, err) = run(dir.path(), &["plugin", "rollback", "whale", "--url", &url]);

@@ -6,9 +6,12 @@ use std::path::Path;
 
 use anyhow::Context;
 use serde_json::{Map, Value, json};
+use sha2::Digest;
 
 use super::Trouble;
 use crate::model::{EventKind, Manifest, Subscription};
+use crate::plugin::Limits;
+use crate::plugin::engine::Engine;
 
 #[derive(Clone, Debug)]
 pub struct Artifact {
@@ -41,8 +44,13 @@ pub fn load(path: &Path, config: &Map<String, Value>) -> anyhow::Result<Artifact
     })
 }
 
-fn describe(_bytes: &[u8], _config: &Map<String, Value>) -> anyhow::Result<Artifact> {
-    anyhow::bail!("not built yet")
+fn describe(bytes: &[u8], config: &Map<String, Value>) -> anyhow::Result<Artifact> {
+    // Without a cache: what is only looked at leaves nothing behind.
+    let engine = Engine::new(None)?;
+    let config = serde_json::to_string(config)?;
+    let manifest = engine.load(bytes)?.describe(&config, &Limits::default())?;
+    let digest = hex::encode(sha2::Sha256::digest(bytes));
+    Ok(Artifact { manifest, digest, bytes: bytes.len() as u64, imports: vec![] })
 }
 
 fn kind(kind: EventKind) -> &'static str {

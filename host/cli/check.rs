@@ -138,10 +138,7 @@ impl Report {
     fn routes(&mut self, config: &Config, plugins: &BTreeMap<PluginName, Artifact>) {
         for (index, route) in config.routes.iter().enumerate() {
             let path = format!("route.{index}.from");
-            let name = match &route.from {
-                RouteFrom::Stream(stream) => &stream.plugin,
-                RouteFrom::AllOf(plugin) => plugin,
-            };
+            let name = route.from.plugin();
             let Some(plugin) = plugins.get(name) else {
                 let hint = hint(name.as_str(), plugins.keys().map(PluginName::as_str));
                 self.warn(&path, format!("no plugin is called '{name}'{hint}"));

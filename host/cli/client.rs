@@ -71,11 +71,9 @@ impl Client {
     /// A command; its answer is for a person.
     pub async fn post(&self, path: &str, body: Option<&Value>) -> anyhow::Result<String> {
         let request = self.http.post(format!("{}{path}", self.base));
-        let request = match body {
-            Some(body) => request.json(body),
-            None => request,
-        };
-        let answer = self.send(request).await?;
+        // Always JSON: a listener without a password takes nothing that a web page's form could send.
+        let nothing = Value::Object(Default::default());
+        let answer = self.send(request.json(body.unwrap_or(&nothing))).await?;
         Ok(answer.get("ok").and_then(Value::as_str).unwrap_or("done").to_owned())
     }
 

@@ -5,7 +5,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use notify_debouncer_full::{DebounceEventResult, new_debouncer, notify::RecursiveMode};
@@ -38,7 +38,11 @@ pub struct Args {
 pub async fn run(args: Args) -> anyhow::Result<Exit> {
     let mut signals = host::Signals::listen()?;
     let mut config = config(&args)?;
-    host::log(&config.log);
+    // What happens is said in lines of its own here.
+    if config.log.level == "info" {
+        config.log.level = "warn".into();
+    }
+    host::log(&config.log)?;
     let sources = sources(&args.dir, &config.plugins.dir)?;
     // Beginning anew shows everything again: what a recorded chain has is seen at every start.
     let folder =
@@ -56,7 +60,10 @@ pub async fn run(args: Args) -> anyhow::Result<Exit> {
         running = host::start(config) => running?,
         () = signals.next() => return Ok(Exit::Done),
     };
-    say(&format!("running; streams are at {}/streams", running.url()));
+    match running.url() {
+        Some(url) => say(&format!("running; streams are at {url}/streams")),
+        None => say("running; nothing is served ([http] listen = \"off\")"),
+    }
     for source in &sources {
         say(&format!("edit {} and save: it is rebuilt and reloaded", source.join("src").display()));
     }
@@ -305,18 +312,34 @@ fn news(last: &Status, now: &Status) -> Vec<String> {
     news
 }
 
+/// Lanes count what is left about once a second: outputs that have not changed for this long have nothing to do.
+const SETTLED: Duration = Duration::from_secs(3);
+
 async fn until_end(running: host::Running, signals: &mut host::Signals) -> anyhow::Result<Exit> {
-    let mut status = running.handle.status.clone();
+    let status = running.handle.status.clone();
     let end = async {
+        let mut tick = tokio::time::interval(Duration::from_millis(100));
+        let (mut outputs, mut since) = (vec![], Instant::now());
         loop {
-            let now = status.borrow_and_update().clone();
-            match host::played(&now) {
-                Some(Err(why)) => return Err(why),
-                Some(Ok(())) if now.outputs.iter().all(|output| output.backlog == 0) => return Ok(()),
-                _ => {}
-            }
-            if status.changed().await.is_err() {
+            tick.tick().await;
+            let now = status.borrow().clone();
+            if status.has_changed().is_err() {
                 return Err("the process stopped before the recording ended".to_owned());
+            }
+            match host::played(&now) {
+                Some(Ok(())) if now.outputs.is_empty() => return Ok(()),
+                Some(Ok(())) => {}
+                Some(Err(why)) => return Err(why),
+                None => {
+                    (outputs, since) = (vec![], Instant::now());
+                    continue;
+                }
+            }
+            if outputs != now.outputs || now.outputs.iter().any(|output| output.state == "failing") {
+                (outputs, since) = (now.outputs.clone(), Instant::now());
+            } else if since.elapsed() > SETTLED {
+                // What is left waits for blocks that the recording does not have.
+                return Ok(());
             }
         }
     };

@@ -1,42 +1,99 @@
 //! The whole process, started and stopped: what `run`, `dev`, `replay` and `plugin test` have in common.
 
 use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::Trouble;
 use crate::config::{Config, LogConfig};
-use crate::model::Status;
-use crate::router::handle::Handle;
+use crate::model::{ConsumerStatus, Status};
+use crate::router::{self, handle::Handle};
+use crate::{serve, telemetry};
 
 /// SIGTERM must have ended in 10 s; one is kept for what comes after the drain.
 pub const DRAIN: Duration = Duration::from_secs(9);
 
 pub struct Running {
     pub handle: Handle,
+    router: router::Running,
+    http: Option<Http>,
 }
 
-pub async fn start(_config: Config) -> anyhow::Result<Running> {
-    anyhow::bail!("not built yet")
+struct Http {
+    at: SocketAddr,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+/// Begins everything that a configuration names. Providers and destinations need not be there yet.
+pub async fn start(config: Config) -> anyhow::Result<Running> {
+    let listen = config.http.listen;
+    // First: a port that is taken is found before anything is begun. The recorder stands before what it records.
+    let listener = match listen {
+        Some(address) => Some(TcpListener::bind(address).await.with_context(|| {
+            Trouble::new(
+                format!("cannot listen at {address}"),
+                "stop what listens there, or give this one an address of its own: [http] listen",
+            )
+        })?),
+        None => None,
+    };
+    let metrics = listener.as_ref().map(|_| telemetry::metrics());
+    let router = router::start(config).await.map_err(|why| anyhow::anyhow!(why)).context("it did not start")?;
+    let http = match listener.zip(metrics) {
+        Some((listener, metrics)) => {
+            let at = listener.local_addr()?;
+            let (stop, stopped) = oneshot::channel();
+            // A sender that is gone stops it as well.
+            let shutdown = async { drop(stopped.await) };
+            let task = tokio::spawn(serve::serve(listener, router.handle.clone(), metrics, shutdown));
+            Some(Http { at, stop, task })
+        }
+        None => None,
+    };
+    Ok(Running { handle: router.handle.clone(), router, http })
 }
 
 impl Running {
-    /// Where it is served.
-    pub fn url(&self) -> String {
-        String::new()
+    /// Where it is served; `None` where nothing is.
+    pub fn url(&self) -> Option<String> {
+        self.http.as_ref().map(|http| format!("http://{}", http.at))
     }
 
-    /// Returns when it stopped by itself, with the reason.
+    /// Returns when it stopped by itself, with the reason. Nothing is left to drain then.
     pub async fn stopped(&mut self) -> String {
-        std::future::pending().await
+        self.router.ended().await.err().unwrap_or_else(|| "it stopped without a reason".into())
     }
 
     /// Takes nothing more in, lets what is under way finish, and releases the journal.
-    pub async fn drain(self, _within: Duration) -> anyhow::Result<()> {
-        Ok(())
+    pub async fn drain(self, within: Duration) -> anyhow::Result<()> {
+        let http = async {
+            if let Some(http) = self.http {
+                // It is gone only where it ended already.
+                let _gone = http.stop.send(());
+                if let Err(error) = http.task.await {
+                    tracing::warn!(%error, "the http listener ended badly");
+                }
+            }
+        };
+        let both = async { tokio::join!(self.router.stop(), http).0 };
+        let drained = tokio::time::timeout(within, both).await.with_context(|| {
+            let what = format!("it did not drain within {} s; what is committed is safe", within.as_secs());
+            Trouble::new(what, "start it again: it goes on where it stopped")
+        })?;
+        drained.map_err(|why| anyhow::anyhow!(why)).context("it stopped in the middle of something")
     }
 }
 
 /// Begins to log as configured.
-pub fn log(_config: &LogConfig) {}
+pub fn log(config: &LogConfig) -> anyhow::Result<()> {
+    telemetry::init(config).map_err(|why| Trouble::usage(why, "mend [log] or RUST_LOG").into())
+}
 
 /// SIGINT and SIGTERM.
 pub struct Signals {
@@ -143,30 +200,48 @@ pub fn played(status: &Status) -> Option<Result<(), String>> {
         }
     }
     let ended = !status.chains.is_empty() && status.chains.iter().all(|chain| chain.state == "ended");
+    // By hash: at the head's height a plugin may still stand on the branch that was left.
+    let at_head = |on: &ConsumerStatus| {
+        let chain = status.chains.iter().find(|chain| chain.chain == on.chain);
+        let head = chain.and_then(|chain| chain.head.as_ref());
+        head.is_some_and(|head| on.cursor.as_ref().is_some_and(|cursor| cursor.hash == head.hash))
+    };
     let mut consumers = status.plugins.iter().flat_map(|plugin| &plugin.chains).peekable();
-    let at_end = consumers.peek().is_some() && consumers.all(|on| on.lag_blocks == Some(0));
+    let at_end = consumers.peek().is_some() && consumers.all(at_head);
     (ended && at_end).then_some(Ok(()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ChainStatus, ConsumerStatus, PluginStatus, RefusedFile};
+    use crate::model::{BlockStatus, ChainStatus, PluginStatus, RefusedFile};
 
     #[test]
     fn a_recording_is_played_when_every_plugin_is_at_its_end() {
-        let consumer = |state: &str, lag| ConsumerStatus { state: state.into(), lag_blocks: lag, ..Default::default() };
+        let block = |hash: &str| Some(BlockStatus { number: 7, hash: hash.into(), time: 0 });
+        let consumer = |state: &str, hash: &str| ConsumerStatus {
+            chain: "eip155:1".into(),
+            state: state.into(),
+            cursor: block(hash),
+            ..Default::default()
+        };
         let with = |chain: &str, chains: Vec<ConsumerStatus>| Status {
-            chains: vec![ChainStatus { state: chain.into(), ..Default::default() }],
+            chains: vec![ChainStatus {
+                chain: "eip155:1".into(),
+                state: chain.into(),
+                head: block("0xa"),
+                ..Default::default()
+            }],
             plugins: vec![PluginStatus { name: "p".into(), chains, ..Default::default() }],
             ..Default::default()
         };
         assert_eq!(played(&Status::default()), None);
         assert_eq!(played(&with("ended", vec![])), None);
-        assert_eq!(played(&with("following", vec![consumer("live", Some(0))])), None);
-        assert_eq!(played(&with("ended", vec![consumer("live", Some(1))])), None);
-        assert_eq!(played(&with("ended", vec![consumer("live", Some(0))])), Some(Ok(())));
-        assert!(matches!(played(&with("ended", vec![consumer("faulted", Some(0))])), Some(Err(_))));
+        assert_eq!(played(&with("following", vec![consumer("live", "0xa")])), None);
+        assert_eq!(played(&with("ended", vec![consumer("live", "0xb")])), None);
+        assert_eq!(played(&with("ended", vec![consumer("live", "0xa"), consumer("live", "0xb")])), None);
+        assert_eq!(played(&with("ended", vec![consumer("live", "0xa")])), Some(Ok(())));
+        assert!(matches!(played(&with("ended", vec![consumer("faulted", "0xa")])), Some(Err(_))));
         let refused = vec![RefusedFile::default()];
         assert!(matches!(played(&Status { refused_files: refused, ..Default::default() }), Some(Err(_))));
     }

@@ -31,16 +31,16 @@ pub async fn run(args: Args) -> anyhow::Result<Exit> {
     // Before anything is begun: a signal during the start must not kill it half-way.
     let mut signals = host::Signals::listen()?;
     let config = config(&args.file, &args.rpc, &args.plugins)?;
-    host::log(&config.log);
-    let http = config.http.listen;
+    host::log(&config.log)?;
     let plugins = config.plugins.dir.clone();
     let running = tokio::select! {
         running = host::start(config) => running?,
         () = signals.next() => return Ok(Exit::Done),
     };
-    match http {
-        Some(_) => tracing::info!(plugins = %plugins.display(), "running; streams are at {}/streams", running.url()),
-        None => tracing::info!(plugins = %plugins.display(), "running; nothing is served ([http] listen = \"off\")"),
+    let plugins = plugins.display();
+    match running.url() {
+        Some(url) => tracing::info!(%plugins, "running; streams are at {url}/streams"),
+        None => tracing::info!(%plugins, "running; nothing is served ([http] listen = \"off\")"),
     }
     tokio::spawn(host::show_progress(running.handle.clone()));
     serve_until_signal(running, &mut signals).await
@@ -51,7 +51,6 @@ pub async fn serve_until_signal(mut running: host::Running, signals: &mut host::
     tokio::select! {
         () = signals.next() => {}
         why = running.stopped() => {
-            running.drain(host::DRAIN).await?;
             return Err(Trouble::new(why, "mend the cause and start it again: it goes on where it stopped").into());
         }
     }

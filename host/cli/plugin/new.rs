@@ -28,7 +28,10 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<Exit> {
-    let target = args.r#in.join(args.name.as_str());
+    let target = match args.r#in {
+        here if here == Path::new(".") => PathBuf::from(args.name.as_str()),
+        other => other.join(args.name.as_str()),
+    };
     if target.exists() {
         let what = format!("{} is there already; nothing was changed", target.display());
         return Err(Trouble::usage(what, "choose another name, or move it away").into());
