@@ -1,1 +1,117 @@
-//! (in the making)
+//! Sixth stage: order, patience, and the dead letters. `journal -> lane -> sink`.
+//!
+//! One task per output reads the tracks that are routed to it, in offset order, and hands what is due to the
+//! sink. A lane key keeps its order. What fails is parked, by key, with a note in the journal, and waits
+//! alone while the other keys pass; what is refused or exhausted goes to the dead letters. The task keeps
+//! nothing that it could not read again: after a crash it goes on from the journal, with the same ids.
+//!
+//! ```text
+//! slot:    Queued -> InFlight -> Settled            position = the settled prefix of a track
+//!             ^          | retry        (a key)
+//!             |          v
+//!             +------ Parked ... until its own entries are all delivered, then it joins the others
+//! output:  Up -> Down (several failures in a row: one probe at a time) -> Up
+//! ```
+//!
+//! It knows nothing of chains, plugins or the router.
+
+pub mod due;
+pub mod schedule;
+mod task;
+mod track;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::journal::{Journal, TrackInfo};
+use crate::model::{OutputName, OutputStatus, When};
+use crate::sink::Sink;
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub output: OutputName,
+    /// The sink's kind, for `status`.
+    pub kind: String,
+    /// Attempts at one delivery before it goes to the dead letters. A destination that is down altogether
+    /// does not use them up.
+    pub attempts: u32,
+    /// A refused delivery stops its lane key instead of going to the dead letters.
+    pub stop_on_refused: bool,
+}
+
+/// A track that is routed to the output.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Routed {
+    pub track: TrackInfo,
+    pub when: When,
+}
+
+/// What a lane tells of itself, and what others may tell it.
+pub struct Lane {
+    pub output: OutputName,
+    status: Arc<std::sync::Mutex<OutputStatus>>,
+    backlog: Arc<AtomicU64>,
+    resume: mpsc::Sender<()>,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl std::fmt::Debug for Lane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lane").field("output", &self.output).finish_non_exhaustive()
+    }
+}
+
+impl Lane {
+    pub fn start(
+        settings: Settings,
+        sink: Arc<dyn Sink>,
+        journal: Arc<dyn Journal>,
+        routed: watch::Receiver<Arc<Vec<Routed>>>,
+    ) -> Self {
+        let status = Arc::new(std::sync::Mutex::new(OutputStatus {
+            name: settings.output.to_string(),
+            kind: settings.kind.clone(),
+            state: "idle".into(),
+            ..OutputStatus::default()
+        }));
+        let backlog = Arc::new(AtomicU64::new(0));
+        let (resume, resumed) = mpsc::channel(1);
+        let (stop, stopped) = watch::channel(false);
+        let output = settings.output.clone();
+        let task = task::Task::new(settings, sink, journal, routed, status.clone(), backlog.clone());
+        let task = tokio::spawn(task.run(resumed, stopped));
+        Self { output, status, backlog, resume, stop, task }
+    }
+
+    pub fn status(&self) -> OutputStatus {
+        self.status.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Entries that are not settled, as counted about once a second.
+    pub fn backlog(&self) -> u64 {
+        self.backlog.load(Ordering::Relaxed)
+    }
+
+    /// Everything that waits for its time, or for a person, is tried at once.
+    pub fn resume(&self) {
+        // A full channel means that it is about to happen.
+        self.resume.try_send(()).ok();
+    }
+
+    /// The same, for whoever cannot hold on to the lane.
+    pub fn resumer(&self) -> mpsc::Sender<()> {
+        self.resume.clone()
+    }
+
+    /// Lets what is under way end, writes the positions, and ends.
+    pub async fn stop(self) {
+        self.stop.send_replace(true);
+        if let Err(error) = self.task.await {
+            tracing::error!(output = %self.output, %error, "the lane ended badly; it goes on from the journal at the next start");
+        }
+    }
+}

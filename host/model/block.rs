@@ -102,6 +102,17 @@ impl Wanted {
     pub fn all() -> Self {
         Self { blocks: true, transactions: true, receipts: true, logs: true, ..Self::default() }
     }
+
+    /// Whether a block that was fetched for `self` holds all that `need` asks for.
+    pub fn covers(&self, need: &Self) -> bool {
+        fn within<T: PartialEq>(ours: &[T], theirs: &[T]) -> bool {
+            ours.is_empty() || (!theirs.is_empty() && theirs.iter().all(|t| ours.contains(t)))
+        }
+        (self.transactions || !need.transactions)
+            && (self.receipts || !need.receipts)
+            && (!need.logs
+                || (self.logs && within(&self.addresses, &need.addresses) && within(&self.topic0, &need.topic0)))
+    }
 }
 
 /// What the follower says of a chain. A reorg is `Removed` (tip first) and then `Added` (oldest first).

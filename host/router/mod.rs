@@ -1,1 +1,627 @@
-//! (in the making)
+//! The spine: one loop over one closed enum of inputs that moves work from stage to stage.
+//!
+//! ```text
+//! follow ──News──┐
+//! jobs ──Worked──┤
+//! watch ─Dropped─┼─> Router::handle ─> dispatch: each consumer's next step, beside the loop
+//! loads ─Loaded──┤                     publish:  tracks to the lanes, the picture to status
+//! people ─Asked──┘
+//! ```
+//!
+//! The loop itself never waits for a provider, a plugin or a disk: whatever does is a job that comes back as an
+//! input. Each consumer (a plugin on a chain) has one job at a time, and its next begins when the last is
+//! durable. Lanes read the journal by themselves and need the router only to learn of new tracks.
+
+mod blocks;
+mod consumer;
+mod follow;
+pub mod handle;
+mod load;
+mod next;
+mod payload;
+mod picture;
+mod plugins;
+mod work;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
+
+use self::blocks::{Blocks, Plan};
+use self::follow::{Follow, News};
+use self::handle::{Answer, Command, Handle};
+use self::load::{Installed, ReadyChain, Refusal};
+use self::plugins::Plugin;
+use crate::chain::Follower;
+use crate::config::{ChainConfig, Config};
+use crate::journal::sqlite::SqliteJournal;
+use crate::journal::{Journal, LaneWrite, Write};
+use crate::lane::{Lane, Routed, Settings};
+use crate::model::{BlockUpdate, ChainId, OutputName, PluginName, RefusedFile, Status};
+use crate::plugin::engine::Engine;
+use crate::plugin::reload::{self, Dropped};
+use crate::plugin::step::Worker;
+use crate::source::{self, ReadError, Source};
+use crate::{index::Index, sink};
+
+/// How often waiting work is looked at and the picture is drawn.
+const TICK: Duration = Duration::from_millis(100);
+/// Gaps between attempts to reach a provider at start.
+const CONNECT_RETRY: Duration = Duration::from_secs(1);
+/// What a stopping process gives to steps under way; a step is bounded by its plugin's deadline.
+const DRAIN_JOBS: Duration = Duration::from_secs(5);
+/// A file that vanished for less than this was being replaced.
+const GONE_AFTER: Duration = Duration::from_millis(1_500);
+
+/// Everything that can happen to the router.
+enum Input {
+    Connected { chain: String, source: Arc<dyn Source> },
+    Unreachable { chain: String, why: String, halted: bool },
+    News(String, News),
+    Worked(Box<Worked>),
+    Dropped(Dropped),
+    Loaded(Box<Loaded>),
+    Asked(Command, oneshot::Sender<Answer>),
+    Tick,
+}
+
+/// A consumer's job that ended, with the worker that it had borrowed.
+struct Worked {
+    plugin: PluginName,
+    chain: String,
+    worker: Option<Worker>,
+    result: Result<work::Done, work::Failed>,
+    safe: u64,
+    finalized: u64,
+}
+
+struct Loaded {
+    file: PathBuf,
+    digest: crate::plugin::Digest,
+    result: Result<Installed, Refusal>,
+    /// It came from the folder: a newer content of its file overtakes it.
+    dropped: bool,
+    answer: Option<oneshot::Sender<Answer>>,
+    /// What the answer says when it went well.
+    done: String,
+}
+
+/// Who may have a next step after an input.
+enum Touched {
+    Nobody,
+    One(PluginName, String),
+    Chain(String),
+    All,
+}
+
+struct Chain {
+    config: ChainConfig,
+    id: Option<ChainId>,
+    source: Option<Arc<dyn Source>>,
+    blocks: Option<Arc<Blocks>>,
+    plan: Arc<Plan>,
+    path: Option<Follower>,
+    safe: u64,
+    state: &'static str,
+    why: Option<String>,
+    reorgs: u64,
+    accept: Arc<Notify>,
+}
+
+/// A router that runs.
+pub struct Running {
+    pub handle: Handle,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<Result<(), String>>,
+}
+
+impl Running {
+    /// Stops taking in, lets what is under way end, writes the positions, closes the journal.
+    pub async fn stop(self) -> Result<(), String> {
+        self.stop.send_replace(true);
+        self.task.await.map_err(|e| format!("the router panicked: {e}"))?
+    }
+
+    /// Returns when the router ended by itself, which it does only when it cannot go on.
+    pub async fn ended(&mut self) -> Result<(), String> {
+        (&mut self.task).await.map_err(|e| format!("the router panicked: {e}"))?
+    }
+}
+
+/// Opens the journal and the sinks, and begins to follow. Providers and destinations need not be there yet.
+pub async fn start(config: Config) -> Result<Running, String> {
+    start_with(config, BTreeMap::new()).await
+}
+
+/// The same, with sources that are open already, by the name of their chain: for whoever brings his own.
+pub async fn start_with(config: Config, given: BTreeMap<String, Arc<dyn Source>>) -> Result<Running, String> {
+    let config = Arc::new(config);
+    let journal = {
+        let path = config.journal.path.clone();
+        let opened = tokio::task::spawn_blocking(move || SqliteJournal::open(&path)).await;
+        opened.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?
+    };
+    let cache = load::cache_folder(&config.journal.path);
+    let engine = Engine::new(Some(cache)).map_err(|e| format!("cannot start the WebAssembly engine: {e}"))?;
+    let (commands, asked) = mpsc::channel(64);
+    let (picture, status) = watch::channel(Arc::new(Status::default()));
+    let (stop, stopped) = watch::channel(false);
+    let handle = Handle { commands, status, journal: journal.clone() };
+    let mut router = Router::new(config, journal, engine, picture);
+    router.given = given;
+    router.open_lanes().await?;
+    let task = tokio::spawn(router.run(asked, stopped));
+    Ok(Running { handle, stop, task })
+}
+
+struct Router {
+    config: Arc<Config>,
+    journal: Arc<dyn Journal>,
+    engine: Engine,
+    given: BTreeMap<String, Arc<dyn Source>>,
+    chains: BTreeMap<String, Chain>,
+    plugins: BTreeMap<PluginName, Plugin>,
+    refused_files: BTreeMap<PathBuf, RefusedFile>,
+    /// Files that vanished, and since when.
+    gone: HashMap<PathBuf, Instant>,
+    /// The newest content of each file: what a load that took longer must not overtake.
+    newest: HashMap<PathBuf, crate::plugin::Digest>,
+    lanes: BTreeMap<OutputName, (Lane, watch::Sender<Arc<Vec<Routed>>>)>,
+    processors: Arc<Semaphore>,
+
+    connecting: JoinSet<Input>,
+    jobs: JoinSet<Worked>,
+    loads: JoinSet<Loaded>,
+    news: mpsc::Receiver<(String, News)>,
+    news_sender: mpsc::Sender<(String, News)>,
+    followers: JoinSet<()>,
+
+    next_subscriber: u32,
+    generation: u64,
+    /// The disk is full: since when, and why.
+    full: Option<(Instant, String)>,
+    fatal: Option<String>,
+    stopping: bool,
+    started_at: u64,
+    picture: watch::Sender<Arc<Status>>,
+    journal_size: crate::journal::JournalSize,
+    sized_at: Instant,
+}
+
+impl Router {
+    fn new(
+        config: Arc<Config>,
+        journal: Arc<dyn Journal>,
+        engine: Engine,
+        picture: watch::Sender<Arc<Status>>,
+    ) -> Self {
+        // Small: a chain whose blocks are not taken waits, it does not pile up.
+        let (news_sender, news) = mpsc::channel(64);
+        let chains = config.chains.iter().map(|(name, config)| {
+            let chain = Chain {
+                config: config.clone(),
+                id: None,
+                source: None,
+                blocks: None,
+                plan: Arc::default(),
+                path: None,
+                safe: 0,
+                state: "connecting",
+                why: None,
+                reorgs: 0,
+                accept: Arc::default(),
+            };
+            (name.clone(), chain)
+        });
+        let processors = std::thread::available_parallelism().map_or(2, usize::from);
+        Self {
+            chains: chains.collect(),
+            config,
+            journal,
+            engine,
+            given: BTreeMap::new(),
+            plugins: BTreeMap::new(),
+            refused_files: BTreeMap::new(),
+            gone: HashMap::new(),
+            newest: HashMap::new(),
+            lanes: BTreeMap::new(),
+            processors: Arc::new(Semaphore::new(processors)),
+            connecting: JoinSet::new(),
+            jobs: JoinSet::new(),
+            loads: JoinSet::new(),
+            news,
+            news_sender,
+            followers: JoinSet::new(),
+            next_subscriber: 0,
+            generation: 0,
+            full: None,
+            fatal: None,
+            stopping: false,
+            started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+            picture,
+            journal_size: Default::default(),
+            sized_at: Instant::now(),
+        }
+    }
+
+    async fn open_lanes(&mut self) -> Result<(), String> {
+        for (name, output) in &self.config.outputs {
+            let kind = sink::KINDS
+                .iter()
+                .find(|k| k.name == output.kind)
+                .ok_or_else(|| format!("[output.{name}]: there is no kind '{}'", output.kind))?;
+            let open = sink::Open {
+                name: name.clone(),
+                table: output.table.clone(),
+                base: self.config.base.clone(),
+                journal: self.journal.id().to_owned(),
+            };
+            let sink = (kind.open)(open).await.map_err(|e| format!("[output.{name}]: {e}"))?;
+            let settings = Settings {
+                output: name.clone(),
+                kind: output.kind.clone(),
+                attempts: output.attempts,
+                stop_on_refused: output.stop_on_refused,
+            };
+            let (routed, receive) = watch::channel(Arc::default());
+            let lane = Lane::start(settings, sink, self.journal.clone(), receive);
+            self.lanes.insert(name.clone(), (lane, routed));
+        }
+        self.publish_tracks();
+        Ok(())
+    }
+
+    async fn run(
+        mut self,
+        mut asked: mpsc::Receiver<(Command, oneshot::Sender<Answer>)>,
+        mut stopped: watch::Receiver<bool>,
+    ) -> Result<(), String> {
+        let mut dropped = reload::watch(self.config.plugins.dir.clone());
+        for name in self.chains.keys().cloned().collect::<Vec<_>>() {
+            self.connect(&name, Duration::ZERO);
+        }
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        while self.fatal.is_none() {
+            let input = tokio::select! {
+                () = async { drop(stopped.wait_for(|s| *s).await) } => break,
+                Some(Ok(input)) = self.connecting.join_next() => input,
+                Some((chain, news)) = self.news.recv() => Input::News(chain, news),
+                Some(worked) = self.jobs.join_next() => match worked {
+                    Ok(worked) => Input::Worked(Box::new(worked)),
+                    Err(error) => {
+                        self.fatal = Some(format!("a job panicked: {error}"));
+                        break;
+                    }
+                },
+                Some(Ok(loaded)) = self.loads.join_next() => Input::Loaded(Box::new(loaded)),
+                Some(file) = dropped.recv() => Input::Dropped(file),
+                Some((command, answer)) = asked.recv() => Input::Asked(command, answer),
+                _ = tick.tick() => Input::Tick,
+            };
+            match self.handle(input) {
+                Touched::Nobody => {}
+                Touched::One(plugin, chain) => self.dispatch_if_free(&plugin, &chain),
+                Touched::Chain(chain) => self.dispatch_where(|on| on == chain),
+                Touched::All => self.dispatch_where(|_| true),
+            }
+        }
+        self.drain().await
+    }
+
+    fn handle(&mut self, input: Input) -> Touched {
+        match input {
+            Input::Connected { chain, source } => self.connected(&chain, source),
+            Input::Unreachable { chain, why, halted } => self.unreachable(&chain, why, halted),
+            Input::News(chain, news) => {
+                self.take_news(&chain, news);
+                return Touched::Chain(chain);
+            }
+            Input::Worked(worked) => {
+                let touched = Touched::One(worked.plugin.clone(), worked.chain.clone());
+                self.worked(*worked);
+                return touched;
+            }
+            Input::Dropped(file) => {
+                self.dropped(file);
+                return Touched::Nobody;
+            }
+            Input::Loaded(loaded) => self.loaded(*loaded),
+            Input::Asked(command, answer) => self.asked(command, answer),
+            Input::Tick => self.tick(),
+        }
+        Touched::All
+    }
+
+    // ---- chains ----------------------------------------------------------------------------------------
+
+    fn connect(&mut self, name: &str, after: Duration) {
+        let Some(chain) = self.chains.get(name) else { return };
+        let open = source::Open {
+            name: name.to_owned(),
+            expect: chain.config.chain_id,
+            table: chain.config.table.clone(),
+            base: self.config.base.clone(),
+        };
+        let (kind, name) = (chain.config.source.clone(), name.to_owned());
+        let given = self.given.get(&name).cloned();
+        self.connecting.spawn(async move {
+            if let Some(source) = given {
+                return Input::Connected { chain: name, source };
+            }
+            tokio::time::sleep(after).await;
+            let Some(kind) = source::KINDS.iter().find(|k| k.name == kind) else {
+                let why = format!("[chain.{name}]: there is no source '{kind}'");
+                return Input::Unreachable { chain: name, why, halted: true };
+            };
+            match (kind.open)(open).await {
+                Ok(source) => Input::Connected { chain: name, source },
+                Err(error) => {
+                    let halted = matches!(error, ReadError::Halt { .. });
+                    Input::Unreachable { chain: name, why: error.to_string(), halted }
+                }
+            }
+        });
+    }
+
+    fn connected(&mut self, name: &str, source: Arc<dyn Source>) {
+        let id = source.chain();
+        if let Some((other, _)) = self.chains.iter().find(|(n, c)| n.as_str() != name && c.id == Some(id)) {
+            let why = format!("its provider is on {id}, which [chain.{other}] follows already");
+            return self.unreachable(name, why, true);
+        }
+        let finalized = match self.journal.finalized(id) {
+            Ok(finalized) => finalized,
+            Err(error) => return self.fatal = Some(error.to_string()),
+        };
+        let Some(chain) = self.chains.get_mut(name) else { return };
+        tracing::info!(chain = name, id = %id, "connected");
+        chain.id = Some(id);
+        chain.blocks = Some(Arc::new(Blocks::new(source.clone())));
+        chain.source = Some(source.clone());
+        let follow = Follow {
+            name: name.to_owned(),
+            source,
+            finality: chain.config.finality,
+            finalized,
+            news: self.news_sender.clone(),
+            accept: chain.accept.clone(),
+        };
+        self.followers.spawn(follow.run());
+        // Plugins that were loaded before this chain answered get their place on it now.
+        self.place_on_new_chains();
+    }
+
+    fn unreachable(&mut self, name: &str, why: String, halted: bool) {
+        let Some(chain) = self.chains.get_mut(name) else { return };
+        if chain.why.as_ref() != Some(&why) {
+            tracing::warn!(chain = name, why, "cannot follow the chain");
+        }
+        chain.state = if halted { "halted" } else { "unreachable" };
+        chain.why = Some(why);
+        if !halted {
+            self.connect(name, CONNECT_RETRY);
+        }
+    }
+
+    fn take_news(&mut self, name: &str, news: News) {
+        let Some(chain) = self.chains.get_mut(name) else { return };
+        match news {
+            News::Anchored { path, safe } => {
+                tracing::info!(
+                    chain = name,
+                    head = path.tip().number,
+                    finalized = path.finalized().number,
+                    "following"
+                );
+                (chain.state, chain.why) = ("following", None);
+                self.finalized(&path);
+                self.set_path(name, path, safe);
+                for plugin in self.plugins.values_mut() {
+                    if let Some(consumer) = plugin.consumers.get_mut(name) {
+                        consumer.place.verified = false;
+                    }
+                }
+            }
+            News::Changed { path, updates, safe } => {
+                let depth = updates.iter().filter(|u| matches!(u, BlockUpdate::Removed(_))).count() as u64;
+                if depth > 0 {
+                    chain.reorgs += 1;
+                    tracing::info!(chain = name, depth, head = path.tip().number, "reorg");
+                    metrics::counter!("chainweir_reorgs_total", "chain" => name.to_owned()).increment(1);
+                    metrics::histogram!("chainweir_reorg_depth_blocks", "chain" => name.to_owned())
+                        .record(depth as f64);
+                }
+                if updates.iter().any(|u| matches!(u, BlockUpdate::Finalized(_))) {
+                    self.finalized(&path);
+                }
+                metrics::gauge!("chainweir_chain_head_block", "chain" => name.to_owned()).set(path.tip().number as f64);
+                self.set_path(name, path, safe);
+            }
+            News::Well => (chain.state, chain.why) = ("following", None),
+            News::Trouble { why } => {
+                if chain.state != "unreachable" {
+                    tracing::warn!(chain = name, why, "the provider does not answer as it should; it is asked again");
+                }
+                (chain.state, chain.why) = ("unreachable", Some(why));
+            }
+            News::Halted { why } => {
+                tracing::error!(
+                    chain = name,
+                    why,
+                    "halted: to go on with the provider's chain as it is now, POST /chains/{name}/accept-reorg"
+                );
+                (chain.state, chain.why) = ("halted", Some(why));
+            }
+            News::Ended => {
+                tracing::info!(chain = name, "the recording has ended");
+                chain.state = "ended";
+            }
+        }
+    }
+
+    fn set_path(&mut self, name: &str, path: Follower, safe: u64) {
+        if let Some(chain) = self.chains.get_mut(name) {
+            chain.path = Some(path);
+            chain.safe = safe;
+        }
+    }
+
+    /// Remembers a chain's finalized block, so that a provider cannot take it back after a restart.
+    fn finalized(&mut self, path: &Follower) {
+        let (journal, at) = (self.journal.clone(), path.finalized());
+        tokio::spawn(async move {
+            if let Err(error) = journal.commit(Write::Finalized(at)).await {
+                tracing::warn!(%error, "cannot write down the finalized block; the next one is");
+            }
+        });
+    }
+
+    /// A new plan for every chain: the subscriptions changed.
+    fn replan(&mut self) {
+        self.generation += 1;
+        for (name, chain) in &mut self.chains {
+            let subscribers = self.plugins.values().filter_map(|p| {
+                let consumer = p.consumers.get(name)?;
+                Some((consumer.subscriber, p.candidate.manifest.subscriptions.as_slice()))
+            });
+            chain.plan = Arc::new(Plan { index: Index::new(subscribers), generation: self.generation });
+        }
+    }
+
+    fn ready_chains(&self) -> Vec<ReadyChain> {
+        let ready = self.chains.iter().filter_map(|(name, chain)| {
+            Some(ReadyChain { name: name.clone(), id: chain.id?, blocks: chain.blocks.clone()? })
+        });
+        ready.collect()
+    }
+
+    // ---- lanes -----------------------------------------------------------------------------------------
+
+    /// Tells each lane which tracks are routed to it.
+    fn publish_tracks(&mut self) {
+        let tracks = match self.journal.tracks() {
+            Ok(tracks) => tracks,
+            Err(error) => return self.fatal = Some(error.to_string()),
+        };
+        for (output, (_, routed)) in &self.lanes {
+            let mine = tracks.iter().filter_map(|track| {
+                let route =
+                    self.config.routes.iter().find(|r| r.to.contains(output) && r.from.matches(&track.stream))?;
+                // The last offset changes with every commit and tells a lane nothing.
+                let track = crate::journal::TrackInfo { last_offset: 0, ..track.clone() };
+                Some(Routed { track, when: route.when })
+            });
+            let mine: Arc<Vec<Routed>> = Arc::new(mine.collect());
+            routed.send_if_modified(|now| {
+                let changed = **now != *mine;
+                *now = mine;
+                changed
+            });
+        }
+    }
+
+    // ---- people ----------------------------------------------------------------------------------------
+
+    fn asked(&mut self, command: Command, answer: oneshot::Sender<Answer>) {
+        let said = match command {
+            Command::Rollback { plugin } => return self.roll_back(&plugin, "a person asked for it", Some(answer)),
+            Command::Upgrade { plugin } => return self.upgrade(&plugin, answer),
+            Command::Retry { plugin } => match self.plugins.get_mut(&plugin) {
+                Some(running) => {
+                    for consumer in running.consumers.values_mut() {
+                        consumer.retry_at = None;
+                        consumer.stuck = None;
+                    }
+                    Ok(format!("{plugin} tries again"))
+                }
+                None => Err(self.no_such_plugin(&plugin)),
+            },
+            Command::Dead { ids, again } => {
+                let (journal, resume) = (self.journal.clone(), self.lanes.values().map(|(l, _)| l.resumer()));
+                let resume: Vec<_> = resume.collect();
+                tokio::spawn(async move {
+                    let count = ids.len();
+                    let writes = ids.into_iter().map(|id| LaneWrite::Bury { id, again }).collect();
+                    let said = match journal.commit(Write::Lane(writes)).await {
+                        Ok(_) if again => Ok(format!("{count} dead letters go back to their lanes")),
+                        Ok(_) => Ok(format!("{count} dead letters were dropped")),
+                        Err(error) => Err(error.to_string()),
+                    };
+                    for lane in resume {
+                        lane.try_send(()).ok();
+                    }
+                    answer.send(said).ok();
+                });
+                return;
+            }
+            Command::Resume { output } => match self.lanes.get(&output) {
+                Some((lane, _)) => {
+                    lane.resume();
+                    Ok(format!("{output} tries at once"))
+                }
+                None => Err(format!("there is no output '{output}' in the configuration")),
+            },
+            Command::AcceptReorg { chain } => match self.chains.get(&chain) {
+                Some(halted) if halted.state == "halted" => {
+                    halted.accept.notify_one();
+                    Ok(format!("{chain} goes on with the provider's chain as it is now"))
+                }
+                Some(_) => Err(format!("{chain} is not halted")),
+                None => Err(format!("there is no [chain.{chain}] in the configuration")),
+            },
+        };
+        // Whoever asked may have gone.
+        answer.send(said).ok();
+    }
+
+    fn no_such_plugin(&self, plugin: &PluginName) -> String {
+        let names: Vec<&str> = self.plugins.keys().map(PluginName::as_str).collect();
+        format!("no plugin '{plugin}' is loaded; loaded are: {}", names.join(", "))
+    }
+
+    // ---- the clock -------------------------------------------------------------------------------------
+
+    fn tick(&mut self) {
+        self.unload_gone();
+        if self.sized_at.elapsed() > Duration::from_secs(2) {
+            self.sized_at = Instant::now();
+            if let Ok(size) = self.journal.size() {
+                self.journal_size = size;
+                metrics::gauge!("chainweir_journal_bytes").set(size.bytes as f64);
+            }
+        }
+        self.draw();
+    }
+
+    async fn drain(mut self) -> Result<(), String> {
+        self.stopping = true;
+        self.news.close();
+        self.connecting.shutdown().await;
+        self.followers.shutdown().await;
+        self.loads.shutdown().await;
+        let deadline = tokio::time::Instant::now() + DRAIN_JOBS;
+        while !self.jobs.is_empty() {
+            match tokio::time::timeout_at(deadline, self.jobs.join_next()).await {
+                Ok(Some(Ok(worked))) => self.worked(worked),
+                Ok(_) => {}
+                // Not committed, so not lost: it is done again at the next start.
+                Err(_) => break,
+            }
+        }
+        self.jobs.abort_all();
+        let lanes = std::mem::take(&mut self.lanes);
+        let stopping = lanes.into_values().map(|(lane, _)| lane.stop());
+        if tokio::time::timeout(Duration::from_secs(3), futures::future::join_all(stopping)).await.is_err() {
+            tracing::warn!("a destination did not answer in time; what it was sent is sent again at the next start");
+        }
+        let journal = self.journal.clone();
+        let closed = tokio::task::spawn_blocking(move || journal.close(Duration::from_secs(2))).await;
+        closed.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+        self.fatal.map_or(Ok(()), Err)
+    }
+}

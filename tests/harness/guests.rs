@@ -1,25 +1,30 @@
-//! Test guests, built once per run of a test binary. Shared by the integration tests and by the unit tests
-//! of `host/plugin` (which include this file by path).
+//! The plugins that tests run, built for wasm once per test run. Shared with the unit tests of `host/plugin`, which
+//! include this file by path.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
-/// The path of tests/guests/hostile, built for wasm32-unknown-unknown.
-pub fn hostile() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| build("hostile"))
+/// The .wasm of a crate of this workspace, by its package name.
+pub fn wasm(package: &str) -> PathBuf {
+    static BUILT: OnceLock<Mutex<Vec<String>>> = OnceLock::new();
+    let mut built = BUILT.get_or_init(Mutex::default).lock().unwrap_or_else(|e| e.into_inner());
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    if !built.iter().any(|p| p == package) {
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+        let status = Command::new(cargo)
+            .args(["build", "--quiet", "--release", "--target", "wasm32-unknown-unknown", "-p", package])
+            .current_dir(&root)
+            .status()
+            .expect("cargo runs");
+        assert!(status.success(), "cannot build {package}: 'rustup target add wasm32-unknown-unknown' may be missing");
+        built.push(package.to_owned());
+    }
+    let target = std::env::var("CARGO_TARGET_DIR").map_or_else(|_| root.join("target"), PathBuf::from);
+    target.join("wasm32-unknown-unknown/release").join(format!("{}.wasm", package.replace('-', "_")))
 }
 
-fn build(package: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let done = Command::new(cargo)
-        .args(["build", "--quiet", "--release", "--target", "wasm32-unknown-unknown", "-p", package])
-        .current_dir(root)
-        .output()
-        .expect("cargo runs: it started this test");
-    assert!(done.status.success(), "guest {package} does not build: {}", String::from_utf8_lossy(&done.stderr));
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |dir| root.join(dir));
-    target.join("wasm32-unknown-unknown/release").join(format!("{package}.wasm"))
+/// The guest that misbehaves as it is told.
+pub fn hostile() -> PathBuf {
+    wasm("hostile")
 }

@@ -1,0 +1,69 @@
+//! The journal's tables, as the steps that led to them. A step that was released is never edited.
+
+/// `PRAGMA user_version` counts the steps that a file has behind it.
+pub const MIGRATIONS: &[&str] = &[r"
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+
+-- The finalized block of each chain. Never goes back.
+CREATE TABLE chain (
+  chain INTEGER PRIMARY KEY, number INTEGER NOT NULL, hash BLOB NOT NULL, parent BLOB NOT NULL, time INTEGER NOT NULL
+);
+
+-- A plugin on a chain. `peak_*` only ever rise: they bound what a lane may have thought due.
+CREATE TABLE consumer (
+  id INTEGER PRIMARY KEY, plugin TEXT NOT NULL, chain INTEGER NOT NULL, state_version INTEGER NOT NULL,
+  number INTEGER, hash BLOB, parent BLOB, time INTEGER,
+  peak_number INTEGER NOT NULL DEFAULT 0, safe INTEGER NOT NULL DEFAULT 0, finalized INTEGER NOT NULL DEFAULT 0,
+  UNIQUE (plugin, chain)
+);
+CREATE TABLE state (consumer INTEGER NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, PRIMARY KEY (consumer, key)) WITHOUT ROWID;
+
+-- Unfinalized blocks in which a consumer did something: what it takes to walk back over each.
+CREATE TABLE step (
+  consumer INTEGER NOT NULL, number INTEGER NOT NULL, hash BLOB NOT NULL, parent BLOB NOT NULL, time INTEGER NOT NULL,
+  first_offset INTEGER NOT NULL, entries INTEGER NOT NULL, PRIMARY KEY (consumer, number)
+) WITHOUT ROWID;
+CREATE TABLE undo (
+  consumer INTEGER NOT NULL, number INTEGER NOT NULL, key BLOB NOT NULL, old BLOB, PRIMARY KEY (consumer, number, key)
+) WITHOUT ROWID;
+-- How often a block was taken away from a consumer.
+CREATE TABLE orphan (
+  consumer INTEGER NOT NULL, hash BLOB NOT NULL, number INTEGER NOT NULL, times INTEGER NOT NULL, PRIMARY KEY (consumer, hash)
+) WITHOUT ROWID;
+
+CREATE TABLE track (
+  id INTEGER PRIMARY KEY, plugin TEXT NOT NULL, stream TEXT NOT NULL, chain INTEGER NOT NULL, consumer INTEGER NOT NULL,
+  description TEXT NOT NULL, schema TEXT, UNIQUE (plugin, stream, chain)
+);
+CREATE TABLE block (
+  id INTEGER PRIMARY KEY, number INTEGER NOT NULL, hash BLOB NOT NULL, parent BLOB NOT NULL, time INTEGER NOT NULL
+);
+-- op 0 apply, 1 retract; a retract has its payload in the entry that `apply` names.
+CREATE TABLE entry (
+  offset INTEGER PRIMARY KEY, track INTEGER NOT NULL, op INTEGER NOT NULL, emission BLOB NOT NULL, block INTEGER NOT NULL,
+  position INTEGER NOT NULL, ordinal INTEGER NOT NULL, lane_key TEXT NOT NULL, content_type INTEGER NOT NULL, payload BLOB,
+  apply INTEGER, retracted_confirmations INTEGER, retracted_safe INTEGER
+);
+-- The row id, which is the offset, ends every index entry: this is (track, offset).
+CREATE INDEX entry_track ON entry (track);
+
+CREATE TABLE lane (output TEXT NOT NULL, track INTEGER NOT NULL, position INTEGER NOT NULL, PRIMARY KEY (output, track)) WITHOUT ROWID;
+CREATE TABLE parked (
+  output TEXT NOT NULL, track INTEGER NOT NULL, lane_key TEXT NOT NULL, next INTEGER NOT NULL, attempts INTEGER NOT NULL,
+  retry_at_ms INTEGER, why TEXT NOT NULL, PRIMARY KEY (output, track, lane_key)
+) WITHOUT ROWID;
+CREATE TABLE dead (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, output TEXT NOT NULL, track INTEGER NOT NULL, offset INTEGER NOT NULL,
+  delivery BLOB NOT NULL, attempts INTEGER NOT NULL, why TEXT NOT NULL, at_ms INTEGER NOT NULL, UNIQUE (output, offset)
+);
+CREATE TABLE redo (output TEXT NOT NULL, track INTEGER NOT NULL, offset INTEGER NOT NULL, PRIMARY KEY (output, track, offset)) WITHOUT ROWID;
+
+CREATE TABLE poison (
+  id INTEGER PRIMARY KEY, consumer INTEGER NOT NULL, number INTEGER NOT NULL, hash BLOB NOT NULL, position INTEGER NOT NULL,
+  why TEXT NOT NULL, at_ms INTEGER NOT NULL
+);
+CREATE TABLE version (
+  plugin TEXT NOT NULL, digest BLOB NOT NULL, version TEXT NOT NULL, file TEXT NOT NULL, since_ms INTEGER NOT NULL,
+  running INTEGER NOT NULL, banned TEXT, PRIMARY KEY (plugin, digest)
+) WITHOUT ROWID;
+"];

@@ -1,0 +1,99 @@
+//! What `status` shows: a picture of the whole process at one moment. Served as JSON at `GET /status`.
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    /// Seconds since 1970.
+    pub started_at: u64,
+    /// Every stage works: what `/readyz` answers.
+    pub ready: bool,
+    pub journal: JournalStatus,
+    pub chains: Vec<ChainStatus>,
+    pub plugins: Vec<PluginStatus>,
+    /// Files in the plugin folder that are not running, and why.
+    pub refused_files: Vec<RefusedFile>,
+    pub outputs: Vec<OutputStatus>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct JournalStatus {
+    pub path: String,
+    pub bytes: u64,
+    pub last_offset: u64,
+    /// Why nothing is taken in now.
+    pub paused: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockStatus {
+    pub number: u64,
+    pub hash: String,
+    /// Seconds since 1970.
+    pub time: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ChainStatus {
+    pub name: String,
+    /// CAIP-2; empty until the provider has answered.
+    pub chain: String,
+    /// `connecting`, `following`, `unreachable`, `halted`, `ended`.
+    pub state: String,
+    pub why: Option<String>,
+    pub head: Option<BlockStatus>,
+    pub safe: Option<u64>,
+    pub finalized: Option<BlockStatus>,
+    pub reorgs: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PluginStatus {
+    pub name: String,
+    pub version: String,
+    pub description: String,
+    pub digest: String,
+    pub file: String,
+    pub streams: Vec<String>,
+    pub chains: Vec<ConsumerStatus>,
+    /// A newer file that was not taken, and why.
+    pub refused: Option<RefusedFile>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ConsumerStatus {
+    pub chain: String,
+    /// `live`, `catching-up`, `waiting` (asked for a pause), `faulted`, `paused` (back-pressure, disk full), `starting`.
+    pub state: String,
+    pub why: Option<String>,
+    /// Seconds since 1970.
+    pub retry_at: Option<u64>,
+    pub cursor: Option<BlockStatus>,
+    pub lag_blocks: Option<u64>,
+    pub events: u64,
+    pub emissions: u64,
+    pub faults: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedFile {
+    pub file: String,
+    pub digest: String,
+    pub why: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OutputStatus {
+    pub name: String,
+    pub kind: String,
+    /// `ok`, `failing`, `stopped`, `idle`.
+    pub state: String,
+    pub why: Option<String>,
+    /// Entries not yet settled, of all its tracks.
+    pub backlog: u64,
+    /// Lane keys that wait alone.
+    pub parked: u64,
+    pub dead: u64,
+    pub delivered: u64,
+}

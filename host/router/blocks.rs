@@ -1,0 +1,93 @@
+//! The blocks above finalized, fetched once and matched once for all plugins that step over them.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use alloy_primitives::B256;
+
+use crate::index::{Index, Matched};
+use crate::model::{Block, BlockRef, Wanted};
+use crate::source::{ReadError, Source};
+
+/// Blocks held in memory. A plugin that lags further fetches them again.
+const HELD: usize = 64;
+
+/// The subscriptions of a chain at one time. A plugin that is dropped or replaced makes a new one.
+#[derive(Debug, Default)]
+pub struct Plan {
+    pub index: Index,
+    /// Tells plans apart.
+    pub generation: u64,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    block: Option<(Arc<Block>, Wanted)>,
+    matched: Option<(u64, Arc<Matched>)>,
+}
+
+pub struct Blocks {
+    source: Arc<dyn Source>,
+    held: Mutex<(HashMap<B256, Arc<tokio::sync::Mutex<Held>>>, VecDeque<B256>)>,
+}
+
+impl Blocks {
+    pub fn new(source: Arc<dyn Source>) -> Self {
+        Self { source, held: Mutex::default() }
+    }
+
+    /// A block, matched against the plan. Whoever comes first fetches; the others wait for it.
+    pub async fn matched(&self, at: &BlockRef, plan: &Plan) -> Result<Arc<Matched>, ReadError> {
+        let held = self.slot(at);
+        let mut held = held.lock().await;
+        if let Some((generation, matched)) = &held.matched
+            && *generation == plan.generation
+        {
+            return Ok(matched.clone());
+        }
+        let wanted = plan.index.wanted();
+        let block = match &held.block {
+            Some((block, fetched)) if fetched.covers(wanted) => block.clone(),
+            _ => {
+                let block = Arc::new(self.source.block(at, wanted).await?);
+                held.block = Some((block.clone(), wanted.clone()));
+                block
+            }
+        };
+        let matched = Arc::new(plan.index.match_block(&block));
+        held.matched = Some((plan.generation, matched.clone()));
+        Ok(matched)
+    }
+
+    fn slot(&self, at: &BlockRef) -> Arc<tokio::sync::Mutex<Held>> {
+        let mut held = self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (map, order) = &mut *held;
+        if let Some(slot) = map.get(&at.hash) {
+            return slot.clone();
+        }
+        let slot = Arc::<tokio::sync::Mutex<Held>>::default();
+        map.insert(at.hash, slot.clone());
+        order.push_back(at.hash);
+        if order.len() > HELD
+            && let Some(oldest) = order.pop_front()
+        {
+            map.remove(&oldest);
+        }
+        slot
+    }
+
+    /// The blocks that are in memory now and hold all of `wanted`, oldest first: what a new plugin is tried on.
+    pub fn recent(&self, wanted: &Wanted, most: usize) -> Vec<Arc<Block>> {
+        let held = self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (map, order) = &*held;
+        let newest_first = order.iter().rev().filter_map(|hash| {
+            let held = map.get(hash)?.try_lock().ok()?;
+            let (block, fetched) = held.block.as_ref()?;
+            fetched.covers(wanted).then(|| block.clone())
+        });
+        let mut blocks: Vec<Arc<Block>> = newest_first.take(most).collect();
+        blocks.sort_by_key(|b| b.at().number);
+        blocks.dedup_by_key(|b| b.at().number);
+        blocks
+    }
+}

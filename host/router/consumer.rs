@@ -1,0 +1,237 @@
+//! A consumer's turn: which job it gets next, and what its end means.
+//!
+//! ```text
+//! Idle -> job (find start, verify, undo, range, live, mark) -> Idle
+//!   job failed: Again -> waits a little    Fault -> waits longer and longer    Stuck -> waits for a person
+//! ```
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::next::{Next, Place, next};
+use super::work::{self, Desk, Done, Failed};
+use super::{Router, Worked};
+use crate::index::SubscriberId;
+use crate::journal::{ConsumerId, TrackId};
+use crate::model::{PluginName, StreamId};
+use crate::plugin::step::Worker;
+
+/// After a fault: 1 s, then longer, then each minute.
+const FAULT_RETRY_S: [u64; 6] = [1, 2, 5, 10, 30, 60];
+/// After a read that failed.
+const AGAIN_RETRY_MS: [u64; 5] = [50, 200, 1_000, 2_000, 5_000];
+/// While the disk is full.
+pub const FULL_RETRY: Duration = Duration::from_secs(2);
+
+pub struct Consumer {
+    pub id: ConsumerId,
+    pub subscriber: SubscriberId,
+    pub place: Place,
+    /// Whether `place.begin` is known: it is once there is a cursor.
+    pub begun: bool,
+    /// In the order of the manifest's streams.
+    pub tracks: Arc<Vec<(TrackId, StreamId)>>,
+    pub worker: Option<Worker>,
+    pub busy: bool,
+    pub failures: u32,
+    pub retry_at: Option<Instant>,
+    pub faulted: bool,
+    pub stuck: Option<String>,
+    pub why: Option<String>,
+    pub events: u64,
+    pub emissions: u64,
+    pub faults: u64,
+}
+
+impl Router {
+    /// Gives the idle consumers of some chains their next job.
+    pub(super) fn dispatch_where(&mut self, chain: impl Fn(&str) -> bool) {
+        let consumers = self.plugins.iter().flat_map(|(name, plugin)| {
+            let on = plugin.consumers.iter().filter(|(on, c)| !c.busy && chain(on));
+            on.map(|(on, _)| (name.clone(), on.clone()))
+        });
+        for (plugin, chain) in consumers.collect::<Vec<_>>() {
+            self.dispatch_if_free(&plugin, &chain);
+        }
+    }
+
+    pub(super) fn dispatch_if_free(&mut self, plugin: &PluginName, chain: &str) {
+        if self.stopping || self.fatal.is_some() {
+            return;
+        }
+        if let Some((since, _)) = &self.full {
+            if since.elapsed() < FULL_RETRY {
+                return;
+            }
+            self.full = None;
+        }
+        if self.plugins.get(plugin).is_some_and(|p| p.pending.is_none() && !p.leaving) {
+            self.dispatch(plugin, chain);
+        }
+    }
+
+    /// An output that this plugin feeds and that has more waiting than it may.
+    pub(super) fn full_output(&self, plugin: &PluginName) -> Option<String> {
+        self.lanes
+            .iter()
+            .find(|(output, (lane, _))| {
+                lane.backlog() >= self.config.journal.backlog_limit
+                    && self.config.routes.iter().any(|r| r.to.contains(output) && r.from.plugin() == plugin)
+            })
+            .map(|(output, _)| {
+                format!("output '{output}' has {} deliveries waiting", self.config.journal.backlog_limit)
+            })
+    }
+
+    fn dispatch(&mut self, plugin_name: &PluginName, chain_name: &str) {
+        let full_output = self.full_output(plugin_name);
+        let Some(chain) = self.chains.get(chain_name) else { return };
+        let (Some(path), Some(id), Some(source), Some(blocks)) = (&chain.path, chain.id, &chain.source, &chain.blocks)
+        else {
+            return;
+        };
+        if chain.state == "halted" {
+            return;
+        }
+        let Some(plugin) = self.plugins.get_mut(plugin_name) else { return };
+        let Some(consumer) = plugin.consumers.get_mut(chain_name) else { return };
+        if consumer.busy || consumer.stuck.is_some() || consumer.retry_at.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        let begun = consumer.begun;
+        let next = if begun { Some(next(&consumer.place, path, chain.safe)) } else { None };
+        match next {
+            Some(Next::Wait) => return,
+            Some(Next::Live(_) | Next::Range { .. }) if full_output.is_some() => {
+                consumer.why = full_output;
+                return;
+            }
+            _ => {}
+        }
+        let desk = Desk {
+            chain: id,
+            source: source.clone(),
+            blocks: blocks.clone(),
+            plan: chain.plan.clone(),
+            journal: self.journal.clone(),
+            consumer: consumer.id,
+            subscriber: consumer.subscriber,
+            state_version: plugin.candidate.manifest.state_version,
+            tracks: consumer.tracks.clone(),
+            processors: self.processors.clone(),
+            safe: chain.safe,
+            finalized: path.finalized().number,
+        };
+        let worker = consumer.worker.take().map_or_else(|| plugin.candidate.worker(id), Ok);
+        let worker = match worker {
+            Ok(worker) => worker,
+            Err(error) => return consumer.stuck = Some(error.to_string()),
+        };
+        let mut worker = Some(worker);
+        let start = plugin.candidate.settings.start.unwrap_or(chain.config.start);
+        let (cursor, path) = (consumer.place.cursor, path.clone());
+        let (safe, finalized) = (desk.safe, desk.finalized);
+        let (plugin, chain) = (plugin_name.clone(), chain_name.to_owned());
+        consumer.busy = true;
+        consumer.retry_at = None;
+        self.jobs.spawn(async move {
+            let result = match (next, cursor) {
+                (None, _) => work::find_start(&desk, start, path.tip()).await,
+                (Some(Next::Range { from, to }), _) => work::range(&desk, &mut worker, cursor, from, to).await,
+                (Some(Next::Live(at)), _) => work::live(&desk, &mut worker, cursor, at).await,
+                (Some(Next::Verify), Some(cursor)) => work::verify(&desk, cursor).await,
+                (Some(Next::Undo), Some(cursor)) => work::undo(&desk, cursor, Some(&path)).await,
+                (Some(Next::Mark), Some(cursor)) => work::mark(&desk, Some(cursor), cursor).await,
+                (Some(Next::Verify | Next::Undo | Next::Mark | Next::Wait), _) => Ok(Done::default()),
+            };
+            Worked { plugin, chain, worker, result, safe, finalized }
+        });
+    }
+
+    pub(super) fn worked(&mut self, worked: Worked) {
+        let Worked { plugin: name, chain, worker, result, safe, finalized } = worked;
+        let labels = [("plugin", name.to_string()), ("chain", chain.clone())];
+        let Some(plugin) = self.plugins.get_mut(&name) else { return };
+        let Some(consumer) = plugin.consumers.get_mut(&chain) else { return };
+        consumer.busy = false;
+        consumer.worker = worker;
+        let mut roll_back = None;
+        match result {
+            Ok(done) => {
+                if let Some(begin) = done.begin {
+                    consumer.place.begin = begin;
+                    consumer.begun = true;
+                }
+                if let Some(cursor) = done.cursor {
+                    consumer.place.cursor = Some(cursor);
+                    consumer.place.safe = consumer.place.safe.max(safe);
+                    consumer.place.finalized = consumer.place.finalized.max(finalized);
+                    consumer.place.verified = done.verified;
+                    consumer.begun = true;
+                }
+                if consumer.faulted {
+                    tracing::info!(plugin = %name, chain, "goes on");
+                }
+                (consumer.failures, consumer.faulted, consumer.why) = (0, false, None);
+                consumer.events += done.events;
+                consumer.emissions += done.emissions;
+                if done.events > 0 {
+                    plugin.probation = plugin.probation.saturating_sub(1);
+                    metrics::counter!("chainweir_events_total", &labels).increment(done.events);
+                    metrics::counter!("chainweir_plugin_calls_total", &labels).increment(done.calls.into());
+                    metrics::histogram!("chainweir_plugin_call_seconds", &labels)
+                        .record(done.call_time.as_secs_f64() / f64::from(done.calls.max(1)));
+                }
+                if done.emissions > 0 {
+                    metrics::counter!("chainweir_emissions_total", &labels).increment(done.emissions);
+                }
+                if done.retracted > 0 {
+                    metrics::counter!("chainweir_retractions_total", &labels).increment(done.retracted);
+                }
+                if done.poison > 0 {
+                    metrics::counter!("chainweir_plugin_faults_total", &labels).increment(done.poison);
+                    tracing::warn!(plugin = %name, chain, events = done.poison, "skipped events that it could not process");
+                }
+            }
+            Err(Failed::Again { why, after }) => {
+                let gap = AGAIN_RETRY_MS[(consumer.failures as usize).min(AGAIN_RETRY_MS.len() - 1)];
+                if consumer.failures == 2 {
+                    tracing::warn!(plugin = %name, chain, why, "waits");
+                }
+                consumer.failures += 1;
+                consumer.retry_at = Some(Instant::now() + Duration::from_millis(gap).max(after.unwrap_or_default()));
+                consumer.why = Some(why);
+            }
+            Err(Failed::Fault { why }) => {
+                let gap = FAULT_RETRY_S[(consumer.failures as usize).min(FAULT_RETRY_S.len() - 1)];
+                if !consumer.faulted {
+                    tracing::error!(plugin = %name, chain, why, "stopped at its cursor; it is tried again, and at once when its file changes");
+                }
+                consumer.failures += 1;
+                consumer.faults += 1;
+                consumer.faulted = true;
+                consumer.retry_at = Some(Instant::now() + Duration::from_secs(gap));
+                metrics::counter!("chainweir_plugin_faults_total", &labels).increment(1);
+                if plugin.probation > 0 && plugin.previous.is_some() {
+                    roll_back = Some(format!("it faulted in its first blocks: {why}"));
+                }
+                consumer.why = Some(why);
+            }
+            Err(Failed::Full { why }) => {
+                if self.full.is_none() {
+                    tracing::error!(why, "nothing is taken in until there is room; deliveries go on");
+                }
+                self.full = Some((Instant::now(), why));
+            }
+            Err(Failed::Stuck { why }) => {
+                tracing::error!(plugin = %name, chain, why, "cannot go on by itself; POST /plugins/{name}/retry tries again");
+                consumer.stuck = Some(why);
+            }
+            Err(Failed::Halt { why }) => self.fatal = Some(why),
+        }
+        self.swap_if_idle(&name);
+        if let Some(why) = roll_back {
+            self.roll_back(&name, &why, None);
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! What the outside may ask of a running process: the commands, each answered once.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::journal::Journal;
+use crate::model::{OutputName, PluginName, Status};
+
+/// A command's answer: what was done, or why not and what to do next. Both are for a person.
+pub type Answer = Result<String, String>;
+
+#[derive(Debug)]
+pub enum Command {
+    /// Back to the version that ran before; the file that is left stays banned until it changes.
+    Rollback { plugin: PluginName },
+    /// Try a faulted plugin now.
+    Retry { plugin: PluginName },
+    /// Load the file in the plugin folder although its state version differs.
+    Upgrade { plugin: PluginName },
+    /// Dead letters back to their lanes, or away.
+    Dead { ids: Vec<i64>, again: bool },
+    /// A stopped or parked output tries at once.
+    Resume { output: OutputName },
+    /// A chain that halted on a reorg below its finalized block accepts the provider's chain as it is now.
+    AcceptReorg { chain: String },
+}
+
+/// A grip on a running router: cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    pub(crate) commands: mpsc::Sender<(Command, oneshot::Sender<Answer>)>,
+    pub status: watch::Receiver<Arc<Status>>,
+    pub journal: Arc<dyn Journal>,
+}
+
+impl Handle {
+    pub async fn ask(&self, command: Command) -> Answer {
+        let stopped = || "the process is stopping; ask again when it runs".to_owned();
+        let (answer, receive) = oneshot::channel();
+        self.commands.send((command, answer)).await.map_err(|_| stopped())?;
+        receive.await.map_err(|_| stopped())?
+    }
+}

@@ -1,0 +1,355 @@
+//! Plugins come, change and go: files that were dropped, the swap between two blocks, rollback.
+//!
+//! ```text
+//! file -> load (beside the loop) -> pending -> swapped in when no step of the old one is under way
+//!           \-> refused: the old one goes on, the reason is in status
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use super::consumer::Consumer;
+use super::handle::Answer;
+use super::load::{Candidate, Installed, Load, Refusal, read_version};
+use super::next::Place;
+use super::{GONE_AFTER, Loaded, Router};
+use crate::model::{PluginName, RefusedFile};
+use crate::plugin::Digest;
+use crate::plugin::reload::Dropped;
+
+/// Steps with events in which a new version that faults is rolled back by itself.
+const PROBATION_STEPS: u32 = 16;
+
+/// Why a version is loaded.
+enum Why {
+    /// Its file came, or changed.
+    Dropped,
+    /// It ran before, or a person says that it may: whatever state there is, it takes over.
+    Again,
+    /// The version that it replaces is bad.
+    InsteadOf(Digest, String),
+}
+
+pub struct Plugin {
+    pub candidate: Candidate,
+    /// By the chain's name in the configuration.
+    pub consumers: BTreeMap<String, Consumer>,
+    /// Takes over as soon as no step is under way.
+    pub pending: Option<Box<Installed>>,
+    /// Its file is gone: it ends as soon as no step is under way.
+    pub leaving: bool,
+    pub probation: u32,
+    /// What ran before, for an automatic rollback.
+    pub previous: Option<Digest>,
+    pub refused: Option<RefusedFile>,
+}
+
+impl Router {
+    pub(super) fn dropped(&mut self, dropped: Dropped) {
+        match dropped {
+            Dropped::File { path, digest, bytes } => {
+                self.gone.remove(&path);
+                self.newest.insert(path.clone(), digest);
+                tracing::info!(file = %path.display(), %digest, "a plugin file appeared; it is compiled and tried");
+                self.load(path, digest, bytes, Why::Dropped, None);
+            }
+            Dropped::Gone { path } => {
+                self.refused_files.remove(&path);
+                self.newest.remove(&path);
+                self.gone.insert(path, Instant::now());
+            }
+            Dropped::Unreadable { path, why } => self.refuse_file(path, String::new(), why),
+        }
+    }
+
+    fn load(
+        &mut self,
+        file: PathBuf,
+        digest: Digest,
+        bytes: Arc<[u8]>,
+        because: Why,
+        answer: Option<oneshot::Sender<Answer>>,
+    ) {
+        let dropped = matches!(because, Why::Dropped);
+        let load = Load {
+            engine: self.engine.clone(),
+            config: self.config.clone(),
+            journal: self.journal.clone(),
+            chains: self.ready_chains(),
+            file: file.clone(),
+            digest,
+            bytes,
+            upgrade: !dropped,
+            instead_of: if let Why::InsteadOf(digest, why) = because { Some((digest, why)) } else { None },
+        };
+        self.loads.spawn(async move {
+            let result = load.run().await;
+            let done = match &result {
+                Ok(installed) => {
+                    let m = &installed.candidate.manifest;
+                    format!("{} runs version {} ({digest})", m.name, m.version)
+                }
+                Err(_) => String::new(),
+            };
+            Loaded { file, digest, result, dropped, answer, done }
+        });
+    }
+
+    pub(super) fn loaded(&mut self, loaded: Loaded) {
+        let Loaded { file, digest, result, dropped, answer, done } = loaded;
+        // A newer content of the same file is on its way: this one was overtaken.
+        if dropped && self.newest.get(&file) != Some(&digest) {
+            return;
+        }
+        let said = match result {
+            Ok(installed) => match self.clash(&file, &installed.candidate.manifest.name) {
+                Some(why) => {
+                    self.refuse_file(file, digest.to_string(), why.clone());
+                    Err(why)
+                }
+                None => {
+                    self.refused_files.remove(&file);
+                    self.take(installed);
+                    Ok(done)
+                }
+            },
+            Err(Refusal { for_plugin, why, banned }) => {
+                let name = for_plugin.map(|m| m.name);
+                metrics::counter!("chainweir_plugin_reloads_total",
+                    "plugin" => name.as_ref().map_or_else(|| file.display().to_string(), ToString::to_string),
+                    "outcome" => "refused")
+                .increment(1);
+                self.refuse_file(file.clone(), digest.to_string(), why.clone());
+                if let Some(name) = name {
+                    if let Some(plugin) = self.plugins.get_mut(&name) {
+                        plugin.refused = Some(RefusedFile {
+                            file: file.display().to_string(),
+                            digest: digest.to_string(),
+                            why: why.clone(),
+                        });
+                    } else if banned {
+                        self.load_last_good(&name, file);
+                    }
+                }
+                Err(why)
+            }
+        };
+        if let Some(answer) = answer {
+            // Whoever asked may have gone.
+            answer.send(said).ok();
+        }
+    }
+
+    /// Two files cannot provide one plugin.
+    fn clash(&self, file: &std::path::Path, name: &PluginName) -> Option<String> {
+        let other = &self.plugins.get(name)?.candidate.file;
+        (other != file && other.exists())
+            .then(|| format!("plugin '{name}' is provided by {} already: remove one of the two", other.display()))
+    }
+
+    fn refuse_file(&mut self, file: PathBuf, digest: String, why: String) {
+        tracing::warn!(file = %file.display(), why, "this file is not taken; what ran before goes on");
+        let refused = RefusedFile { file: file.display().to_string(), digest, why };
+        self.refused_files.insert(file, refused);
+    }
+
+    /// At start, a file that was rolled back: what ran in its place runs again.
+    fn load_last_good(&mut self, name: &PluginName, file: PathBuf) {
+        let good = match self.journal.versions(name) {
+            Ok(versions) => versions.into_iter().find(|v| v.banned.is_none()),
+            Err(error) => return self.fatal = Some(error.to_string()),
+        };
+        let Some(good) = good else { return };
+        let digest = Digest(good.digest);
+        match read_version(&self.config.journal.path, &digest) {
+            Ok(bytes) => self.load(file, digest, bytes, Why::Again, None),
+            Err(why) => tracing::error!(plugin = %name, why, "cannot go back to the last good version"),
+        }
+    }
+
+    /// Takes over a version that is written down: now, or when the steps of the old one have ended.
+    fn take(&mut self, installed: Installed) {
+        let name = installed.candidate.manifest.name.clone();
+        match self.plugins.get_mut(&name) {
+            Some(plugin) => {
+                plugin.pending = Some(Box::new(installed));
+                plugin.leaving = false;
+                self.swap_if_idle(&name);
+            }
+            None => {
+                let plugin = Plugin {
+                    candidate: installed.candidate.clone(),
+                    consumers: BTreeMap::new(),
+                    pending: Some(Box::new(installed)),
+                    leaving: false,
+                    probation: 0,
+                    previous: None,
+                    refused: None,
+                };
+                self.plugins.insert(name.clone(), plugin);
+                self.swap_if_idle(&name);
+            }
+        }
+    }
+
+    /// The swap itself: between two blocks, and in memory alone.
+    pub(super) fn swap_if_idle(&mut self, name: &PluginName) {
+        let Some(plugin) = self.plugins.get_mut(name) else { return };
+        if plugin.consumers.values().any(|c| c.busy) {
+            return;
+        }
+        if plugin.leaving {
+            tracing::info!(plugin = %name, "unloaded: its file is gone; its cursor and state stay in the journal");
+            self.plugins.remove(name);
+            return self.replan();
+        }
+        let Some(installed) = plugin.pending.take() else { return };
+        let Installed { candidate, consumers } = *installed;
+        let fresh = plugin.consumers.is_empty();
+        let changed = plugin.candidate.digest != candidate.digest;
+        if changed {
+            plugin.previous = Some(plugin.candidate.digest);
+            plugin.probation = PROBATION_STEPS;
+        }
+        if fresh || changed {
+            let m = &candidate.manifest;
+            tracing::info!(plugin = %name, version = m.version, digest = %candidate.digest, "running");
+            metrics::counter!("chainweir_plugin_reloads_total", "plugin" => name.to_string(), "outcome" => "taken")
+                .increment(1);
+        }
+        plugin.candidate = candidate;
+        plugin.refused = None;
+        for new in consumers {
+            let tracks = Arc::new(new.tracks);
+            match plugin.consumers.get_mut(&new.chain_name) {
+                Some(consumer) => {
+                    consumer.tracks = tracks;
+                    if changed {
+                        consumer.worker = None;
+                        (consumer.failures, consumer.retry_at, consumer.why) = (0, None, None);
+                    }
+                }
+                None => {
+                    self.next_subscriber += 1;
+                    let place = Place {
+                        cursor: new.row.cursor,
+                        begin: 0,
+                        verified: false,
+                        safe: new.row.marks.safe,
+                        finalized: new.row.marks.finalized,
+                    };
+                    let consumer = Consumer {
+                        id: new.row.id,
+                        subscriber: self.next_subscriber,
+                        begun: place.cursor.is_some(),
+                        place,
+                        tracks,
+                        worker: None,
+                        busy: false,
+                        failures: 0,
+                        retry_at: None,
+                        faulted: false,
+                        stuck: None,
+                        why: None,
+                        events: 0,
+                        emissions: 0,
+                        faults: 0,
+                    };
+                    plugin.consumers.insert(new.chain_name, consumer);
+                }
+            }
+        }
+        self.replan();
+        self.publish_tracks();
+        // A chain may have answered while this version was being loaded.
+        self.place_on_new_chains();
+    }
+
+    /// Plugins that are loaded get their place on chains that have answered since.
+    pub(super) fn place_on_new_chains(&mut self) {
+        let ready = self.ready_chains();
+        let again = self.plugins.values().filter(|plugin| {
+            let belongs = |name: &String| {
+                plugin.candidate.settings.chains.as_ref().is_none_or(|only| only.contains(name))
+                    && !plugin.consumers.contains_key(name)
+            };
+            plugin.pending.is_none() && ready.iter().any(|chain| belongs(&chain.name))
+        });
+        let again: Vec<(PathBuf, Digest)> = again.map(|p| (p.candidate.file.clone(), p.candidate.digest)).collect();
+        for (file, digest) in again {
+            match read_version(&self.config.journal.path, &digest) {
+                Ok(bytes) => self.load(file, digest, bytes, Why::Again, None),
+                Err(why) => tracing::error!(file = %file.display(), why, "the plugin is not placed on the new chain"),
+            }
+        }
+    }
+
+    pub(super) fn roll_back(&mut self, name: &PluginName, why: &str, answer: Option<oneshot::Sender<Answer>>) {
+        let found = match (self.plugins.get(name), self.journal.versions(name)) {
+            (None, _) => Err(self.no_such_plugin(name)),
+            (_, Err(error)) => Err(error.to_string()),
+            (Some(plugin), Ok(versions)) => versions
+                .iter()
+                .find(|v| v.digest != plugin.candidate.digest.0 && v.banned.is_none())
+                .ok_or_else(|| format!("{name} has no earlier version to go back to"))
+                .and_then(|v| Ok((Digest(v.digest), read_version(&self.config.journal.path, &Digest(v.digest))?)))
+                .map(|(digest, bytes)| (digest, bytes, plugin.candidate.file.clone(), plugin.candidate.digest)),
+        };
+        match found {
+            Ok((digest, bytes, file, bad)) => {
+                tracing::warn!(plugin = %name, from = %bad, to = %digest, why, "rolling back");
+                metrics::counter!("chainweir_plugin_reloads_total", "plugin" => name.to_string(), "outcome" => "rolled-back")
+                    .increment(1);
+                if let Some(plugin) = self.plugins.get_mut(name) {
+                    plugin.probation = 0;
+                }
+                // The file in the folder stays what it is: only a change of it counts.
+                self.load(file, digest, bytes, Why::InsteadOf(bad, why.to_owned()), answer);
+            }
+            Err(error) => match answer {
+                // Whoever asked may have gone.
+                Some(answer) => drop(answer.send(Err(error))),
+                None => tracing::error!(plugin = %name, why = error, "cannot roll back"),
+            },
+        }
+    }
+
+    pub(super) fn upgrade(&mut self, name: &PluginName, answer: oneshot::Sender<Answer>) {
+        let file = match self.plugins.get(name) {
+            Some(plugin) => plugin.candidate.file.clone(),
+            None => self.config.plugins.dir.join(format!("{name}.wasm")),
+        };
+        match std::fs::read(&file) {
+            Ok(bytes) => {
+                let digest = Digest::of(&bytes);
+                self.load(file, digest, bytes.into(), Why::Again, Some(answer));
+            }
+            // Whoever asked may have gone.
+            Err(error) => drop(answer.send(Err(format!("cannot read {}: {error}", file.display())))),
+        }
+    }
+
+    /// Files that did not come back: their plugins end.
+    pub(super) fn unload_gone(&mut self) {
+        let gone: Vec<PathBuf> = self
+            .gone
+            .iter()
+            .filter(|(path, since)| since.elapsed() > GONE_AFTER && !path.exists())
+            .map(|(path, _)| path.clone())
+            .collect();
+        for path in gone {
+            self.gone.remove(&path);
+            let name = self.plugins.iter().find(|(_, p)| p.candidate.file == path).map(|(name, _)| name.clone());
+            if let Some(name) = name {
+                if let Some(plugin) = self.plugins.get_mut(&name) {
+                    plugin.leaving = true;
+                }
+                self.swap_if_idle(&name);
+            }
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! The steps that a consumer takes, each an async job beside the router's loop: read, match, call, commit.
+//! A job holds the consumer's worker while it runs and gives it back; what it did is durable when it ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::TryFutureExt;
+use tokio::sync::Semaphore;
+
+use super::blocks::{Blocks, Plan};
+use super::payload;
+use crate::config::Start;
+use crate::index::{Matched, SubscriberId};
+use crate::journal::{self, ConsumerId, Journal, JournalError, NewEntry, PoisonEvent, TrackId, Write};
+use crate::model::{BlockRef, ChainId, ContentType, EmissionId, EventPosition, StreamId};
+use crate::plugin::step::Worker;
+use crate::plugin::{BlockEvents, StateRead, StepError, StepOutput};
+use crate::source::{ReadError, Source};
+
+/// Final blocks asked for in one step; the source answers with fewer where there is much in them.
+const RANGE_BLOCKS: u64 = 2_000;
+
+/// What a job needs of the world.
+#[derive(Clone)]
+pub struct Desk {
+    pub chain: ChainId,
+    pub source: Arc<dyn Source>,
+    pub blocks: Arc<Blocks>,
+    pub plan: Arc<Plan>,
+    pub journal: Arc<dyn Journal>,
+    pub consumer: ConsumerId,
+    pub subscriber: SubscriberId,
+    pub state_version: u32,
+    /// In the order of the manifest's streams.
+    pub tracks: Arc<Vec<(TrackId, StreamId)>>,
+    /// Wasm runs on as many threads as there are processors.
+    pub processors: Arc<Semaphore>,
+    /// As the path has them.
+    pub safe: u64,
+    pub finalized: u64,
+}
+
+/// What a job did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    /// Where the consumer stands now.
+    pub cursor: Option<BlockRef>,
+    /// The cursor's block is final: read as such, or confirmed by the provider.
+    pub verified: bool,
+    pub events: u64,
+    pub emissions: u64,
+    pub retracted: u64,
+    pub calls: u32,
+    pub call_time: Duration,
+    pub poison: u64,
+    /// The consumer begins here, where it has no cursor.
+    pub begin: Option<u64>,
+}
+
+/// Why a job did not do it, named by what to do about it. Nothing was kept.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failed {
+    #[error("{why}")]
+    Again { why: String, after: Option<Duration> },
+    /// The plugin is at fault.
+    #[error("{why}")]
+    Fault { why: String },
+    /// The disk is full.
+    #[error("{why}")]
+    Full { why: String },
+    /// The consumer cannot go on without a person.
+    #[error("{why}")]
+    Stuck { why: String },
+    /// The process cannot go on.
+    #[error("{why}")]
+    Halt { why: String },
+}
+
+impl From<ReadError> for Failed {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Again { after, .. } => Self::Again { why: error.to_string(), after },
+            ReadError::Unknown { .. } | ReadError::False { .. } => Self::Again { why: error.to_string(), after: None },
+            ReadError::Halt { why } => Self::Stuck { why },
+        }
+    }
+}
+
+impl From<JournalError> for Failed {
+    fn from(error: JournalError) -> Self {
+        let why = error.to_string();
+        match error {
+            JournalError::Full { .. } => Self::Full { why },
+            JournalError::Moved { .. } => Self::Stuck { why },
+            JournalError::Halt { .. } => Self::Halt { why },
+        }
+    }
+}
+
+impl From<StepError> for Failed {
+    fn from(error: StepError) -> Self {
+        match error {
+            StepError::Again { why } => Self::Again { why, after: None },
+            StepError::Fault { why, event: None } => Self::Fault { why },
+            StepError::Fault { why, event: Some((block, position)) } => {
+                Self::Fault { why: format!("{why} (at {position:?} of {block})") }
+            }
+        }
+    }
+}
+
+/// Where a consumer that has no cursor begins. `Latest` is written down at once: a restart must not move it.
+pub async fn find_start(desk: &Desk, start: Start, tip: BlockRef) -> Result<Done, Failed> {
+    let first = desk.source.first();
+    let begin = match (start, first) {
+        // A recording has no present to begin at.
+        (Start::Latest, Some(first)) => first,
+        (Start::Latest, None) => {
+            return mark(desk, None, tip).await;
+        }
+        (Start::Block(number), first) => number.max(first.unwrap_or(0)),
+        (Start::Time(time), first) => first_at(desk, time, first.unwrap_or(0), tip).await?,
+    };
+    Ok(Done { begin: Some(begin), ..Done::default() })
+}
+
+/// The first block at or after a time, by bisection. Above the tip where there is none yet.
+async fn first_at(desk: &Desk, time: u64, first: u64, tip: BlockRef) -> Result<u64, Failed> {
+    let (mut low, mut high) = (first, tip.number + 1);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if desk.source.by_number(middle).await?.time < time {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    Ok(low)
+}
+
+/// Moves the cursor, or only the marks, with no events.
+pub async fn mark(desk: &Desk, from: Option<BlockRef>, cursor: BlockRef) -> Result<Done, Failed> {
+    commit(desk, from, cursor, false, StepOutput::default(), vec![]).await?;
+    Ok(Done { cursor: Some(cursor), ..Done::default() })
+}
+
+/// One block that may be orphaned.
+pub async fn live(
+    desk: &Desk,
+    worker: &mut Option<Worker>,
+    from: Option<BlockRef>,
+    at: BlockRef,
+) -> Result<Done, Failed> {
+    let matched = desk.blocks.matched(&at, &desk.plan).await?;
+    step(desk, worker, from, at, true, vec![matched]).await
+}
+
+/// Final blocks: one step for many.
+pub async fn range(
+    desk: &Desk,
+    worker: &mut Option<Worker>,
+    from: Option<BlockRef>,
+    first: u64,
+    last: u64,
+) -> Result<Done, Failed> {
+    let last = last.min(first + RANGE_BLOCKS - 1);
+    let range = desk.source.range(first, last, desk.plan.index.wanted()).await?;
+    if range.to.number < first || range.to.number > last || range.blocks.iter().any(|b| b.at().number > last) {
+        let why = format!("asked for blocks {first} to {last}, got an answer up to {}", range.to);
+        return Err(Failed::Again { why, after: None });
+    }
+    let plan = desk.plan.clone();
+    let matched = tokio::task::spawn_blocking(move || {
+        range.blocks.iter().map(|block| Arc::new(plan.index.match_block(block))).collect::<Vec<_>>()
+    })
+    .map_err(|e| Failed::Again { why: format!("matching panicked: {e}"), after: None })
+    .await?;
+    step(desk, worker, from, range.to, false, matched).await
+}
+
+async fn step(
+    desk: &Desk,
+    worker: &mut Option<Worker>,
+    from: Option<BlockRef>,
+    cursor: BlockRef,
+    undo: bool,
+    matched: Vec<Arc<Matched>>,
+) -> Result<Done, Failed> {
+    let subscriber = desk.subscriber;
+    let has_events = |m: &Matched| m.wants_block(subscriber) || m.events(subscriber).next().is_some();
+    let matched: Vec<Arc<Matched>> = matched.into_iter().filter(|m| has_events(m)).collect();
+    let events: u64 =
+        matched.iter().map(|m| m.events(subscriber).count() as u64 + u64::from(m.wants_block(subscriber))).sum();
+    let mut output = StepOutput::default();
+    if events > 0 {
+        let Some(mut working) = worker.take() else {
+            return Err(Failed::Halt { why: "a step began without a worker".into() });
+        };
+        let state = State { journal: desk.journal.clone(), consumer: desk.consumer };
+        let (chain, matched) = (desk.chain, matched.clone());
+        let _permit = desk.processors.acquire().await.map_err(|e| Failed::Halt { why: e.to_string() })?;
+        let (working, stepped) = tokio::task::spawn_blocking(move || {
+            let blocks: Vec<BlockEvents<'_>> = matched
+                .iter()
+                .map(|m| BlockEvents {
+                    at: m.at,
+                    block_record: m.block_record(),
+                    block_subscribed: m.wants_block(subscriber),
+                    events: m.events(subscriber).collect(),
+                })
+                .collect();
+            let stepped = working.step(chain, &blocks, Box::new(state));
+            (working, stepped)
+        })
+        .await
+        .map_err(|e| Failed::Again { why: format!("the worker panicked: {e}"), after: None })?;
+        *worker = Some(working);
+        output = stepped?;
+    }
+    let mut done = Done {
+        cursor: Some(cursor),
+        // A live block may be orphaned and overtaken by finality before the consumer's next turn.
+        verified: !undo,
+        events,
+        emissions: output.emissions.len() as u64,
+        calls: output.calls,
+        call_time: output.call_time,
+        poison: output.poison.len() as u64,
+        ..Done::default()
+    };
+    commit(desk, from, cursor, undo, output, matched).await?;
+    done.retracted = 0;
+    Ok(done)
+}
+
+async fn commit(
+    desk: &Desk,
+    from: Option<BlockRef>,
+    cursor: BlockRef,
+    undo: bool,
+    output: StepOutput,
+    matched: Vec<Arc<Matched>>,
+) -> Result<(), Failed> {
+    let entries = name_emissions(desk, &output, &matched)?;
+    let poison = output
+        .poison
+        .into_iter()
+        .map(|p| PoisonEvent { block: matched[p.block].at, position: p.position, why: p.why })
+        .collect();
+    let step = journal::Step {
+        consumer: desk.consumer,
+        from,
+        cursor,
+        undo,
+        safe: desk.safe,
+        finalized: desk.finalized,
+        state_version: desk.state_version,
+        state: output.state,
+        entries,
+        poison,
+    };
+    desk.journal.commit(Write::Step(step)).await?;
+    Ok(())
+}
+
+/// Gives emissions their ids, and writes the payloads that plugins left to the host.
+fn name_emissions(desk: &Desk, output: &StepOutput, matched: &[Arc<Matched>]) -> Result<Vec<NewEntry>, Failed> {
+    let mut entries = Vec::with_capacity(output.emissions.len());
+    let mut incarnation = (usize::MAX, 0);
+    for emission in &output.emissions {
+        let block = &matched[emission.block];
+        if incarnation.0 != emission.block {
+            incarnation = (emission.block, desk.journal.incarnation(desk.consumer, &block.at.hash)?);
+        }
+        let record = || match emission.position {
+            EventPosition::Block => block.block_record(),
+            position => block
+                .events(desk.subscriber)
+                .find(|(p, _)| *p == position)
+                .map_or_else(|| block.block_record(), |(_, record)| record),
+        };
+        let (track, stream) = &desk.tracks[usize::from(emission.stream)];
+        let (content_type, payload) = match &emission.payload {
+            Some(payload) => (emission.content_type, payload.clone()),
+            None => {
+                let json = payload::as_json(emission.position, record());
+                (ContentType::Json, json.to_string().into_bytes())
+            }
+        };
+        let lane_key = match &emission.lane_key {
+            Some(key) => key.clone(),
+            None => payload::lane_key(desk.chain, emission.position, record()),
+        };
+        entries.push(NewEntry {
+            track: *track,
+            emission: EmissionId::of(
+                desk.chain,
+                &block.at.hash,
+                emission.position,
+                stream,
+                emission.ordinal,
+                incarnation.1,
+            ),
+            block: block.at,
+            position: emission.position,
+            ordinal: emission.ordinal,
+            lane_key,
+            content_type,
+            payload,
+        });
+    }
+    Ok(entries)
+}
+
+/// Asks the provider whether the cursor's block, which is below the path, is canonical.
+pub async fn verify(desk: &Desk, cursor: BlockRef) -> Result<Done, Failed> {
+    if desk.source.by_number(cursor.number).await?.hash == cursor.hash {
+        return Ok(Done { cursor: Some(cursor), verified: true, ..Done::default() });
+    }
+    undo(desk, cursor, None).await
+}
+
+/// Walks a consumer back to the newest block below its cursor that is canonical, as far as it can be told:
+/// blocks in which it did nothing need no undo, and reading them again is harmless.
+pub async fn undo(desk: &Desk, from: BlockRef, path: Option<&crate::chain::Follower>) -> Result<Done, Failed> {
+    let mut to = None;
+    for step in desk.journal.steps(desk.consumer)? {
+        if step.number < from.number && is_canonical(desk, &step, path).await? {
+            to = Some(step);
+            break;
+        }
+    }
+    // Nothing was done on the path: it may go back to where undo ends.
+    let to = match (to, path) {
+        (Some(to), _) => to,
+        (None, Some(path)) => path.finalized(),
+        (None, None) => {
+            let consumers = desk.journal.consumers()?;
+            let finalized = consumers.iter().find(|c| c.id == desk.consumer).map_or(0, |c| c.marks.finalized);
+            desk.source.by_number(finalized).await?
+        }
+    };
+    let committed =
+        desk.journal.commit(Write::Undo { consumer: desk.consumer, from, to }).await.map_err(|error| match error {
+            JournalError::Moved { why } => {
+                Failed::Stuck { why: format!("cannot be walked back from {from} to {to}: {why}") }
+            }
+            other => other.into(),
+        })?;
+    Ok(Done { cursor: Some(to), retracted: committed.retracted, ..Done::default() })
+}
+
+async fn is_canonical(desk: &Desk, block: &BlockRef, path: Option<&crate::chain::Follower>) -> Result<bool, Failed> {
+    match path {
+        Some(path) if block.number >= path.finalized().number => Ok(path.is_canonical(block)),
+        _ => Ok(desk.source.by_number(block.number).await?.hash == block.hash),
+    }
+}
+
+struct State {
+    journal: Arc<dyn Journal>,
+    consumer: ConsumerId,
+}
+
+impl StateRead for State {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, String> {
+        self.journal.state_get(self.consumer, key).map_err(|e| e.to_string())
+    }
+    fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: u32) -> Result<Vec<(Vec<u8>, Vec<u8>)>, String> {
+        self.journal.state_scan(self.consumer, prefix, after, limit).map_err(|e| e.to_string())
+    }
+}
+
+/// The state that a candidate is tried on: what the running one has, never written back.
+pub fn state_of(journal: Arc<dyn Journal>, consumer: ConsumerId) -> Box<dyn StateRead> {
+    Box::new(State { journal, consumer })
+}
