@@ -34,7 +34,7 @@ impl StateRead for Nothing {
 
 /// An ERC-20 transfer, one in a hundred of the wanted topic.
 fn log(index: u32) -> Vec<u8> {
-    let topic0 = if index % 100 == 0 { WANTED } else { B256::repeat_byte(0x11) };
+    let topic0 = if index.is_multiple_of(100) { WANTED } else { B256::repeat_byte(0x11) };
     let log = Log {
         index,
         transaction_index: index / 3,

@@ -185,7 +185,7 @@ pub fn read_verdicts(answer: &[u8], events: u32, streams: u16) -> Result<Vec<Ver
             return Err(misfit);
         }
         let len = u32_at(rest, 0) as usize;
-        if len < 12 || len % 4 != 0 || len > rest.len() {
+        if len < 12 || !len.is_multiple_of(4) || len > rest.len() {
             return Err(misfit);
         }
         if let Some(verdict) = read_one(&rest[..len], record, events, streams, misfit)? {

@@ -218,7 +218,7 @@ fn gate(component: &Component, engine: &wasmtime::Engine) -> Result<(), LoadErro
         name.strip_prefix(PROCESSOR)
             .is_some_and(|v| v.strip_prefix("0.1.").is_some_and(|patch| patch.parse::<u32>().is_ok()))
     };
-    if exports.iter().any(|name| spoken(name)) {
+    if exports.iter().any(spoken) {
         return Ok(());
     }
     let found = if exports.is_empty() { "nothing".into() } else { exports.join(", ") };

@@ -143,7 +143,7 @@ fn evil(what: &str, event: u32, id: u32, answer: &mut Answer) -> Option<Result<V
         "bad-json" => answer.emit(event, 0, "", b"{nope"),
         "bad-event" => answer.pass(u32::MAX, 0),
         "bad-stream" => answer.pass(event, 77),
-        "state-bomb" => (0u64..).for_each(|n| state::set(&n.to_le_bytes(), &[0; 1000])),
+        "state-bomb" => (0..=u64::MAX).for_each(|n| state::set(&n.to_le_bytes(), &[0; 1000])),
         "state-value" => state::set(b"big", &vec![0; 2 << 20]),
         "get-bomb" => {
             state::set(b"big", &vec![0; 1 << 20]);
