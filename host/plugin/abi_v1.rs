@@ -322,8 +322,10 @@ fn place(backtrace: &WasmBacktrace) -> String {
     if frames.is_empty() { String::new() } else { format!("; in {}", frames.join(" < ")) }
 }
 
-/// Parts of the names of functions that only carry a Rust panic out.
-const PANICKING: [&str; 7] = [
+/// Parts of the names of functions that only carry a Rust panic, or the end of its memory, out.
+const PANICKING: [&str; 9] = [
+    "rust_oom",
+    "alloc_error",
     "rust_panic",
     "__rustc",
     "core::panicking",
