@@ -1,6 +1,6 @@
 //! Tracing set-up and every metric's name, in one place. Any stage may call in here; it calls nobody.
 //!
-//! It knows nothing of HTTP: what scrapes gets its text from the handle that [`metrics`] gives. Without a recorder
+//! It knows nothing of HTTP: what scrapes gets its text from the handle that [`metrics()`] gives. Without a recorder
 //! (in tests, or with `listen = "off"`) every helper here is a cheap nothing.
 //!
 //! Gauges that only repeat what `status` shows (head, lag, backlog, journal size) are set by [`picture`] at each
@@ -138,7 +138,7 @@ const METRICS: &[Metric] = &[
     metric(BUILD_INFO, Kind::Gauge, Unit::Count, "1, with the version of the running program"),
 ];
 
-/// A recorder that is not installed: for tests, and for [`metrics`].
+/// A recorder that is not installed: for tests, and for [`metrics()`].
 pub fn recorder() -> PrometheusRecorder {
     let mut builder = PrometheusBuilder::new().idle_timeout(MetricKindMask::GAUGE, Some(GAUGE_IDLE));
     for metric in METRICS {
