@@ -1,1 +1,11 @@
+//! The integration tests, in one binary: a file for each promise.
 
+mod harness;
+
+mod chain_driver;
+mod cli;
+mod examples;
+mod simulation;
+mod sinks;
+mod source;
+mod verify;

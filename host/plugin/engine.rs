@@ -1,22 +1,276 @@
-use super::Limits;
-use crate::model::Manifest;
-use std::{path::PathBuf, sync::Arc};
-pub struct Engine;
-#[derive(Clone)]
-pub struct Compiled;
-#[derive(Debug, thiserror::Error)]
-#[error("x")]
-pub struct LoadError;
-impl Engine {
-    pub fn new(_: Option<PathBuf>) -> Result<Arc<Self>, LoadError> {
-        Err(LoadError)
-    }
-    pub fn load(&self, _: &[u8]) -> Result<Compiled, LoadError> {
-        Err(LoadError)
+//! Turns a dropped file into code that can be called, or into a sentence that says why not. Knows the
+//! sandbox's walls (memory, stack, time, determinism) and which interface a plugin must export; knows
+//! nothing of events, state or configuration. `bytes -> load -> Compiled -> abi_v1`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use sha2::Digest as _;
+use wasmtime::component::Component;
+use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails};
+
+use super::Digest;
+use super::cache::Cache;
+
+/// Live instances at one time, plugins and chains multiplied, candidates and bisecting included.
+const INSTANCES: u32 = 256;
+/// Python has 38 core instances in one component; the store's own ceiling says the same.
+pub(super) const CORE_INSTANCES: usize = 64;
+pub(super) const MEMORIES: usize = 16;
+pub(super) const TABLES: usize = 32;
+/// 800 KB of address space a table; a guest of 12 MB (StarlingMonkey) has some 10,000 functions in its table.
+pub(super) const TABLE_ELEMENTS: usize = 100_000;
+/// A worker thread has 2 MiB; the other half is for the host's frames below a host call.
+const WASM_STACK_BYTES: usize = 1 << 20;
+const TICK: Duration = Duration::from_millis(1);
+const FRAMES: usize = 12;
+
+const PROCESSOR: &str = "chainweir:plugin/processor@";
+/// The one version that this host speaks; any 0.1.x is compatible with it.
+const PROCESSOR_VERSION: &str = "0.1.0";
+
+/// Why a file is not loaded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LoadError {
+    /// The file is at fault and will be the next time too: keep what serves now, tell the user.
+    #[error("{why}")]
+    Refused { why: String },
+    /// This host is at fault, or full: the same file may load later.
+    #[error("{why}")]
+    Again { why: String },
+}
+
+impl LoadError {
+    pub(super) fn refused(why: impl Into<String>) -> Self {
+        Self::Refused { why: why.into() }
     }
 }
+
+/// The compiler and the walls. Clones share everything.
+#[derive(Clone)]
+pub struct Engine {
+    pub(super) wasm: wasmtime::Engine,
+    pub(super) ticker: Arc<Ticker>,
+    cache: Option<Cache>,
+}
+
+/// A file that is WebAssembly, exports what this host calls, and is compiled. Not yet asked anything.
+#[derive(Clone)]
+pub struct Compiled {
+    pub(super) engine: Engine,
+    pub(super) component: Component,
+    digest: Digest,
+    from_cache: bool,
+}
+
+impl std::fmt::Debug for Compiled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Compiled").field("digest", &self.digest).finish_non_exhaustive()
+    }
+}
+
 impl Compiled {
-    pub fn describe(&self, _: &str, _: &Limits) -> Result<Manifest, LoadError> {
-        Err(LoadError)
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+    /// It was not compiled by this call: a compiled form of it was found.
+    pub fn from_cache(&self) -> bool {
+        self.from_cache
+    }
+}
+
+impl Engine {
+    /// `cache_dir` is made where it is missing, and must belong to this user alone; `None` compiles every time.
+    pub fn new(cache_dir: Option<PathBuf>) -> Result<Self, LoadError> {
+        let again = |why: String| LoadError::Again { why };
+        let wasm = match wasmtime::Engine::new(&settings(true)) {
+            Ok(engine) => engine,
+            // The pool reserves address space (not memory), which `ulimit -v` and some containers bound.
+            Err(e) => {
+                tracing::warn!(why = %e, "no room for a pool of instances; making each one singly, which is slower");
+                wasmtime::Engine::new(&settings(false))
+                    .map_err(|e| again(format!("the WebAssembly engine does not start here: {e:#}")))?
+            }
+        };
+        let cache = cache_dir.map(|dir| Cache::open(dir, &wasm)).transpose().map_err(again)?;
+        let ticker = Ticker::start(wasm.weak()).map_err(|e| again(format!("no thread for the plugins' clock: {e}")))?;
+        Ok(Self { wasm, ticker, cache })
+    }
+
+    /// Compiles a component, or a core module that carries its component type. Takes from some
+    /// milliseconds to some seconds: call it on a blocking thread.
+    pub fn load(&self, wasm: &[u8]) -> Result<Compiled, LoadError> {
+        let digest = Digest(sha2::Sha256::digest(wasm).into());
+        if let Some(cache) = &self.cache
+            && let Some(component) = cache.get(&self.wasm, digest)
+        {
+            // What is in the cache passed the gate; it is cheap enough to pass it again.
+            gate(&component, &self.wasm)?;
+            return Ok(Compiled { engine: self.clone(), component, digest, from_cache: true });
+        }
+        let component = match layer(wasm)? {
+            Layer::Component => Component::from_binary(&self.wasm, wasm),
+            Layer::Module => Component::from_binary(&self.wasm, &componentize(wasm)?),
+        }
+        .map_err(|e| LoadError::refused(format!("it does not compile: {e:#}")))?;
+        gate(&component, &self.wasm)?;
+        if let Some(cache) = &self.cache {
+            cache.put(digest, &component);
+        }
+        Ok(Compiled { engine: self.clone(), component, digest, from_cache: false })
+    }
+}
+
+fn settings(pooled: bool) -> Config {
+    let mut config = Config::new();
+    // The world is synchronous; without the machinery for concurrent calls a call costs half.
+    config.concurrency_support(false);
+    config.epoch_interruption(true);
+    config.max_wasm_stack(WASM_STACK_BYTES);
+    // The same blocks give the same output, on every machine.
+    config.cranelift_nan_canonicalization(true);
+    config.relaxed_simd_deterministic(true);
+    // Names and lines for whoever has to mend the plugin.
+    config.wasm_backtrace_details(WasmBacktraceDetails::Enable);
+    config.wasm_backtrace_max_frames(std::num::NonZeroUsize::new(FRAMES));
+    // One compilation must not take the machine from the chains.
+    config.parallel_compilation(std::thread::available_parallelism().is_ok_and(|n| n.get() > 2));
+    if pooled {
+        let mut pool = PoolingAllocationConfig::new();
+        pool.total_component_instances(INSTANCES)
+            .total_core_instances(INSTANCES * 8)
+            // 4 GiB of address space each, so that no access needs a check: 2 TiB of the 128 there are.
+            .total_memories(INSTANCES * 2)
+            .total_tables(INSTANCES * 4)
+            .total_stacks(1)
+            .max_core_instances_per_component(CORE_INSTANCES as u32)
+            .max_memories_per_component(MEMORIES as u32)
+            .max_tables_per_component(TABLES as u32)
+            .max_tables_per_module(TABLES as u32)
+            .max_memories_per_module(MEMORIES as u32)
+            .table_elements(TABLE_ELEMENTS)
+            // An empty slot keeps no page, and a plugin that went takes nothing with it.
+            .linear_memory_keep_resident(0)
+            .table_keep_resident(0)
+            .max_unused_warm_slots(16);
+        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    } else {
+        config.memory_reservation(0).memory_guard_size(0).memory_reservation_for_growth(1 << 20);
+    }
+    config
+}
+
+#[derive(Debug, PartialEq)]
+enum Layer {
+    Component,
+    Module,
+}
+
+fn layer(wasm: &[u8]) -> Result<Layer, LoadError> {
+    let shown = |bytes: &[u8]| bytes.escape_ascii().to_string();
+    match wasm {
+        [] => Err(LoadError::refused("the file is empty")),
+        [b'\0', b'a', b's', b'm', 0x0d, 0, 1, 0, ..] => Ok(Layer::Component),
+        [b'\0', b'a', b's', b'm', 1, 0, 0, 0, ..] => Ok(Layer::Module),
+        [b'\0', b'a', b's', b'm', rest @ ..] => Err(LoadError::refused(format!(
+            "it is WebAssembly of an unknown version (bytes {}), or cut short after {} bytes",
+            hex::encode(&rest[..rest.len().min(4)]),
+            wasm.len()
+        ))),
+        other => Err(LoadError::refused(format!(
+            "not WebAssembly: it begins with \"{}\"; expected the .wasm file of a plugin, as `chainweir plugin build` makes it",
+            shown(&other[..other.len().min(8)])
+        ))),
+    }
+}
+
+/// What `wasm32-unknown-unknown` builds is a core module; its custom section says which component it is.
+fn componentize(module: &[u8]) -> Result<Vec<u8>, LoadError> {
+    let (stripped, _) = wit_component::metadata::decode(module)
+        .map_err(|e| LoadError::refused(format!("a broken or truncated core module: {e:#}")))?;
+    if stripped.is_none() {
+        return Err(LoadError::refused(
+            "a core module without a component type: build it with the Chainweir SDK (`chainweir plugin build`), or make it \
+             a component of world chainweir:plugin/plugin@0.1.0",
+        ));
+    }
+    wit_component::ComponentEncoder::default()
+        .module(module)
+        .and_then(|encoder| encoder.validate(true).encode())
+        .map_err(|e| LoadError::refused(format!("a core module that does not fit its component type: {e:#}")))
+}
+
+/// A file cut to 8 bytes compiles as a valid, empty component: what counts is what it exports.
+fn gate(component: &Component, engine: &wasmtime::Engine) -> Result<(), LoadError> {
+    let ty = component.component_type();
+    let exports: Vec<&str> = ty.exports(engine).map(|(name, _)| name).collect();
+    let spoken = |name: &&str| {
+        name.strip_prefix(PROCESSOR)
+            .is_some_and(|v| v.strip_prefix("0.1.").is_some_and(|patch| patch.parse::<u32>().is_ok()))
+    };
+    if exports.iter().any(|name| spoken(name)) {
+        return Ok(());
+    }
+    let found = if exports.is_empty() { "nothing".into() } else { exports.join(", ") };
+    let later = match exports.iter().find(|name| name.starts_with(PROCESSOR)) {
+        Some(_) => "build it with the SDK of this host's version, or update the host",
+        None => "build it with the Chainweir SDK",
+    };
+    Err(LoadError::refused(format!(
+        "a component that exports none of {PROCESSOR}0.1.x; this host speaks {PROCESSOR_VERSION}; it exports: {found}; {later}"
+    )))
+}
+
+/// Moves the epoch on by one each millisecond while any call is under way, and sleeps while none is.
+pub(super) struct Ticker {
+    calls: Arc<AtomicUsize>,
+    thread: Thread,
+}
+
+impl Ticker {
+    fn start(engine: wasmtime::EngineWeak) -> std::io::Result<Arc<Self>> {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let seen = calls.clone();
+        let handle = std::thread::Builder::new().name("plugin-clock".into()).spawn(move || {
+            let mut last = Instant::now();
+            loop {
+                if seen.load(Ordering::SeqCst) == 0 {
+                    std::thread::park_timeout(Duration::from_secs(1));
+                    last = Instant::now();
+                } else {
+                    std::thread::sleep(TICK);
+                }
+                let Some(engine) = engine.upgrade() else { return };
+                // On a busy machine a sleep is longer than asked: the ticks that were missed are made up for,
+                // but never so many at once that a call which just began would be cut off.
+                let due = (last.elapsed().as_micros() / TICK.as_micros()).min(5);
+                for _ in 0..due {
+                    engine.increment_epoch();
+                }
+                if due > 0 {
+                    last = Instant::now();
+                }
+            }
+        })?;
+        Ok(Arc::new(Self { calls, thread: handle.thread().clone() }))
+    }
+
+    /// Time passes while what this returns lives.
+    pub(super) fn run(&self) -> Running<'_> {
+        if self.calls.fetch_add(1, Ordering::SeqCst) == 0 {
+            self.thread.unpark();
+        }
+        Running(&self.calls)
+    }
+}
+
+pub(super) struct Running<'a>(&'a AtomicUsize);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }

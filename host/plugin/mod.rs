@@ -5,11 +5,15 @@
 //! out. Nothing here knows of the journal, of routes, or of which block is canonical: state is read through
 //! [`StateRead`], and what a step wrote is handed back, not stored.
 
-pub mod abi_v1;
+mod abi_v1;
+mod cache;
 pub mod capabilities;
 pub mod engine;
+mod overlay;
 pub mod reload;
 pub mod step;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::time::Duration;
 

@@ -122,7 +122,12 @@ impl Router {
             safe: chain.safe,
             finalized: path.finalized().number,
         };
-        let mut worker = consumer.worker.take().or_else(|| Some(plugin.candidate.worker()));
+        let worker = consumer.worker.take().map_or_else(|| plugin.candidate.worker(id), Ok);
+        let worker = match worker {
+            Ok(worker) => worker,
+            Err(error) => return consumer.stuck = Some(error.to_string()),
+        };
+        let mut worker = Some(worker);
         let start = plugin.candidate.settings.start.unwrap_or(chain.config.start);
         let (cursor, path) = (consumer.place.cursor, path.clone());
         let (safe, finalized) = (desk.safe, desk.finalized);
@@ -161,9 +166,9 @@ impl Router {
                     consumer.place.cursor = Some(cursor);
                     consumer.place.safe = consumer.place.safe.max(safe);
                     consumer.place.finalized = consumer.place.finalized.max(finalized);
+                    consumer.place.verified = done.verified;
                     consumer.begun = true;
                 }
-                consumer.place.verified |= done.verified;
                 if consumer.faulted {
                     tracing::info!(plugin = %name, chain, "goes on");
                 }

@@ -29,7 +29,7 @@ pub enum Command {
 /// A grip on a running router: cheap to clone.
 #[derive(Clone)]
 pub struct Handle {
-    pub(super) commands: mpsc::Sender<(Command, oneshot::Sender<Answer>)>,
+    pub(crate) commands: mpsc::Sender<(Command, oneshot::Sender<Answer>)>,
     pub status: watch::Receiver<Arc<Status>>,
     pub journal: Arc<dyn Journal>,
 }

@@ -11,8 +11,9 @@ use crate::config::{Config, PluginConfig};
 use crate::index::Index;
 use crate::journal::{Consumer, Journal, TrackId, VersionWrite, Write};
 use crate::model::{ChainId, Manifest, StreamId};
-use crate::plugin::engine::{Compiled, Engine};
-use crate::plugin::step::Worker;
+use crate::plugin::capabilities::{Capability, Grants};
+use crate::plugin::engine::{Compiled, Engine, LoadError};
+use crate::plugin::step::{Setup, Worker};
 use crate::plugin::{BlockEvents, Digest, StateRead};
 
 /// Blocks that a candidate is tried on, at most.
@@ -30,15 +31,23 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    pub fn worker(&self) -> Worker {
-        Worker::new(
-            self.compiled.clone(),
-            self.manifest.clone(),
-            self.config_json.clone(),
-            self.settings.limits.clone(),
-            self.settings.on_poison,
-            self.settings.grants.clone(),
-        )
+    /// A worker for one chain. Fails where the plugin imports what it is not granted.
+    pub fn worker(&self, chain: ChainId) -> Result<Worker, LoadError> {
+        let granted = |all: &Vec<String>| {
+            let kept = Capability::ALL.into_iter().filter(|c| all.iter().any(|name| name == c.as_str()));
+            Grants(kept.collect())
+        };
+        let setup = Setup {
+            plugin: self.manifest.name.clone(),
+            chain,
+            // The manifest was checked: a stream's number fits.
+            streams: self.manifest.streams.len() as u16,
+            limits: self.settings.limits.clone(),
+            on_poison: self.settings.on_poison,
+            config: self.config_json.as_str().into(),
+            grants: self.settings.grants.as_ref().map(granted).unwrap_or_default(),
+        };
+        Worker::new(&self.compiled, setup)
     }
 }
 
@@ -72,7 +81,7 @@ pub struct Refusal {
 }
 
 pub struct Load {
-    pub engine: Arc<Engine>,
+    pub engine: Engine,
     pub config: Arc<Config>,
     pub journal: Arc<dyn Journal>,
     pub chains: Vec<ReadyChain>,
@@ -208,8 +217,8 @@ impl Load {
                 };
                 let events =
                     BlockEvents { at: matched.at, block_record: matched.block_record(), block_subscribed, events };
-                candidate
-                    .worker()
+                let mut worker = candidate.worker(chain.id).map_err(|e| e.to_string())?;
+                worker
                     .step(chain.id, &[events], state)
                     .map_err(|e| format!("its trial on {} failed: {e}", matched.at))?;
             }

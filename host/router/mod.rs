@@ -134,6 +134,11 @@ impl Running {
 
 /// Opens the journal and the sinks, and begins to follow. Providers and destinations need not be there yet.
 pub async fn start(config: Config) -> Result<Running, String> {
+    start_with(config, BTreeMap::new()).await
+}
+
+/// The same, with sources that are open already, by the name of their chain: for whoever brings his own.
+pub async fn start_with(config: Config, given: BTreeMap<String, Arc<dyn Source>>) -> Result<Running, String> {
     let config = Arc::new(config);
     let journal = {
         let path = config.journal.path.clone();
@@ -147,6 +152,7 @@ pub async fn start(config: Config) -> Result<Running, String> {
     let (stop, stopped) = watch::channel(false);
     let handle = Handle { commands, status, journal: journal.clone() };
     let mut router = Router::new(config, journal, engine, picture);
+    router.given = given;
     router.open_lanes().await?;
     let task = tokio::spawn(router.run(asked, stopped));
     Ok(Running { handle, stop, task })
@@ -155,7 +161,8 @@ pub async fn start(config: Config) -> Result<Running, String> {
 struct Router {
     config: Arc<Config>,
     journal: Arc<dyn Journal>,
-    engine: Arc<Engine>,
+    engine: Engine,
+    given: BTreeMap<String, Arc<dyn Source>>,
     chains: BTreeMap<String, Chain>,
     plugins: BTreeMap<PluginName, Plugin>,
     refused_files: BTreeMap<PathBuf, RefusedFile>,
@@ -189,7 +196,7 @@ impl Router {
     fn new(
         config: Arc<Config>,
         journal: Arc<dyn Journal>,
-        engine: Arc<Engine>,
+        engine: Engine,
         picture: watch::Sender<Arc<Status>>,
     ) -> Self {
         // Small: a chain whose blocks are not taken waits, it does not pile up.
@@ -216,6 +223,7 @@ impl Router {
             config,
             journal,
             engine,
+            given: BTreeMap::new(),
             plugins: BTreeMap::new(),
             refused_files: BTreeMap::new(),
             gone: HashMap::new(),
@@ -340,7 +348,11 @@ impl Router {
             base: self.config.base.clone(),
         };
         let (kind, name) = (chain.config.source.clone(), name.to_owned());
+        let given = self.given.get(&name).cloned();
         self.connecting.spawn(async move {
+            if let Some(source) = given {
+                return Input::Connected { chain: name, source };
+            }
             tokio::time::sleep(after).await;
             let Some(kind) = source::KINDS.iter().find(|k| k.name == kind) else {
                 let why = format!("[chain.{name}]: there is no source '{kind}'");
@@ -381,7 +393,7 @@ impl Router {
         };
         self.followers.spawn(follow.run());
         // Plugins that were loaded before this chain answered get their place on it now.
-        self.place_plugins_again();
+        self.place_on_new_chains();
     }
 
     fn unreachable(&mut self, name: &str, why: String, halted: bool) {

@@ -25,7 +25,7 @@ pub struct Place {
     pub cursor: Option<BlockRef>,
     /// The first block, where there is no cursor yet.
     pub begin: u64,
-    /// The provider confirmed the cursor since the path began.
+    /// The cursor's block was final when it was read, or the provider confirmed it since the path began.
     pub verified: bool,
     /// Safe and finalized, as the journal has them for this consumer.
     pub safe: u64,

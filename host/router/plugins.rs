@@ -265,12 +265,21 @@ impl Router {
         }
         self.replan();
         self.publish_tracks();
+        // A chain may have answered while this version was being loaded.
+        self.place_on_new_chains();
     }
 
-    /// A chain has answered for the first time: plugins that are loaded get their place on it.
-    pub(super) fn place_plugins_again(&mut self) {
-        let again: Vec<(PathBuf, Digest)> =
-            self.plugins.values().map(|p| (p.candidate.file.clone(), p.candidate.digest)).collect();
+    /// Plugins that are loaded get their place on chains that have answered since.
+    pub(super) fn place_on_new_chains(&mut self) {
+        let ready = self.ready_chains();
+        let again = self.plugins.values().filter(|plugin| {
+            let belongs = |name: &String| {
+                plugin.candidate.settings.chains.as_ref().is_none_or(|only| only.contains(name))
+                    && !plugin.consumers.contains_key(name)
+            };
+            plugin.pending.is_none() && ready.iter().any(|chain| belongs(&chain.name))
+        });
+        let again: Vec<(PathBuf, Digest)> = again.map(|p| (p.candidate.file.clone(), p.candidate.digest)).collect();
         for (file, digest) in again {
             match read_version(&self.config.journal.path, &digest) {
                 Ok(bytes) => self.load(file, digest, bytes, Why::Again, None),

@@ -45,7 +45,7 @@ pub struct Desk {
 pub struct Done {
     /// Where the consumer stands now.
     pub cursor: Option<BlockRef>,
-    /// The cursor's block was confirmed by the provider.
+    /// The cursor's block is final: read as such, or confirmed by the provider.
     pub verified: bool,
     pub events: u64,
     pub emissions: u64,
@@ -219,7 +219,8 @@ async fn step(
     }
     let mut done = Done {
         cursor: Some(cursor),
-        verified: true,
+        // A live block may be orphaned and overtaken by finality before the consumer's next turn.
+        verified: !undo,
         events,
         emissions: output.emissions.len() as u64,
         calls: output.calls,

@@ -5,12 +5,15 @@
 //!
 //! A new kind of sink is one new file and one line in [`KINDS`].
 
+mod address;
 pub mod cloudevent;
 pub mod file;
 pub mod nats;
+mod options;
 pub mod postgres;
 pub mod sqlite;
 pub mod stdout;
+mod table;
 pub mod webhook;
 
 use std::path::PathBuf;
@@ -19,6 +22,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 
 use crate::model::{ChainId, Delivery, Outcome, OutputName, StreamId, StreamSpec};
+use options::Options;
 
 /// Why a sink cannot be used, named by what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -81,6 +85,9 @@ pub struct Open {
     pub journal: String,
 }
 
+/// A sink, soon.
+pub type Opening = BoxFuture<'static, Result<Arc<dyn Sink>, SinkError>>;
+
 pub struct Kind {
     /// As in `type = "..."`.
     pub name: &'static str,
@@ -88,7 +95,60 @@ pub struct Kind {
     pub options: &'static [(&'static str, &'static str)],
     /// Reads the table and refuses what it does not understand. Connects later, in `position`, `prepare` or `deliver`:
     /// a destination that is down at start must not keep the process from starting.
-    pub open: fn(Open) -> BoxFuture<'static, Result<Arc<dyn Sink>, SinkError>>,
+    pub open: fn(Open) -> Opening,
 }
 
 pub const KINDS: &[Kind] = &[webhook::KIND, nats::KIND, postgres::KIND, sqlite::KIND, file::KIND, stdout::KIND];
+
+/// The batch as NDJSON: one CloudEvents event a line.
+fn lines(batch: &[Delivery]) -> Vec<u8> {
+    let mut lines = Vec::new();
+    for delivery in batch {
+        lines.extend_from_slice(&cloudevent::encode(delivery));
+        lines.push(b'\n');
+    }
+    lines
+}
+
+/// Nothing of the batch was done, and all of it may be done later.
+fn retry_all(count: usize, why: &str) -> Vec<Outcome> {
+    vec![Outcome::Retry { why: why.to_owned(), after: None }; count]
+}
+
+/// Deliveries for the kinds' own tests.
+#[cfg(test)]
+mod samples {
+    use super::*;
+    use crate::model::*;
+    use alloy_primitives::B256;
+
+    /// Applies with these offsets, of one track; the payload is `{"n": offset}`.
+    pub fn batch(offsets: std::ops::RangeInclusive<u64>) -> (Track, Vec<Delivery>) {
+        let stream: StreamId = "whale.large".parse().unwrap();
+        let output = OutputName::new("orders").unwrap();
+        let track = Track { output: output.clone(), stream: stream.clone(), chain: ChainId(1) };
+        let deliveries = offsets.map(|offset| {
+            let (chain, hash) = (ChainId(1), B256::with_last_byte(offset as u8));
+            let block = BlockRef { chain, number: offset, hash, parent: B256::ZERO, time: 1_700_000_000 + offset };
+            let position = EventPosition::Log(0);
+            let id = EmissionId::of(chain, &hash, position, &stream, 0, 0);
+            let emission = Emission {
+                id,
+                stream: stream.clone(),
+                block,
+                position,
+                ordinal: 0,
+                lane_key: "key".into(),
+                content_type: ContentType::Json,
+                payload: format!("{{\"n\": {offset}}}").into_bytes(),
+            };
+            Delivery {
+                id: DeliveryId::of(id, Some(&output), Op::Apply),
+                op: Op::Apply,
+                offset,
+                emission: emission.into(),
+            }
+        });
+        (track, deliveries.collect())
+    }
+}

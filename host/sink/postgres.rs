@@ -1,6 +1,560 @@
-use super::{Kind, SinkError};
+//! Stores every stream in a table of a PostgreSQL database: rows and the lane's position in one transaction, so that each is there
+//! exactly when the other is.
+//!
+//! An `apply` inserts a row, keyed by its emission; a `retract` deletes it, or marks it (`retract = "mark"`). Repeating either changes
+//! nothing. The table is made from the stream's JSON Schema ([`table`]) and grows with it; a column whose type would change is
+//! refused. A row that the database refuses is found by trying one at a time, and is the only one refused.
+//!
+//! The connection is encrypted, and the server's certificate checked, where the URL says `sslmode=require`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, NoTls, Statement, Transaction};
+
+use super::options::Options;
+use super::table::{self, Layout, Retract, Sort, Value, quoted};
+use super::{Kind, Open, Shape, Sink, SinkError, Track};
+use crate::model::{Delivery, Op, Outcome, OutputName, StreamId, StreamSpec};
+
 pub const KIND: Kind = Kind {
     name: "postgres",
-    options: &[],
-    open: |open| Box::pin(async move { Err(SinkError::Refused { why: format!("{}: not built yet", open.name) }) }),
+    options: &[
+        ("url", "postgres://user@host/database, without a password; or url_env"),
+        ("url_env", "environment variable with the URL, where it holds a password"),
+        ("password_env", "environment variable with the password alone"),
+        ("schema", "the schema of the tables, made if it is not there; public"),
+        ("table", "name of a stream's table, with {plugin} and {stream}; {plugin}_{stream}"),
+        ("retract", "delete or mark the row of a retracted emission; delete"),
+        ("batch", "most rows in one transaction; 500"),
+        ("timeout_ms", "time for a transaction; 30000"),
+        ("ca_file", "PEM file with the certificate authorities to trust, with sslmode=require"),
+    ],
+    open: |open| Box::pin(async move { Ok(Arc::new(Postgres::open(open)?) as Arc<dyn Sink>) }),
 };
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+struct Postgres {
+    name: OutputName,
+    journal: String,
+    config: tokio_postgres::Config,
+    tls: Option<tokio_postgres_rustls::MakeRustlsConnect>,
+    /// Hosts, for messages.
+    place: String,
+    schema: String,
+    template: String,
+    retract: Retract,
+    batch: usize,
+    timeout: Duration,
+    tables: std::sync::Mutex<HashMap<StreamId, Arc<Table>>>,
+    /// Taken while in use: what is not put back (an error, a caller that gave up) is closed, and the server rolls back.
+    connection: Mutex<Option<Connection>>,
+}
+
+struct Connection {
+    client: Client,
+    statements: HashMap<String, Statement>,
+    /// The position of each track as this connection last saw or wrote it.
+    positions: HashMap<Track, Option<i64>>,
+}
+
+/// What is known of a stream's table.
+struct Table {
+    /// With its schema, quoted.
+    name: String,
+    layout: Layout,
+    insert: String,
+    retract: String,
+}
+
+/// What went wrong in a transaction.
+enum Fault {
+    /// One row is refused, whenever it is tried.
+    Row(String),
+    /// The database cannot do it now.
+    Now(String),
+}
+
+impl Postgres {
+    fn open(open: Open) -> Result<Self, SinkError> {
+        let options = Options::new(open, KIND.options)?;
+        let url = match (options.text("url")?, options.env("url_env")?) {
+            (Some(url), None) => url,
+            (None, Some(url)) => url.expose().to_owned(),
+            (Some(_), Some(_)) => return Err(options.refused("url and url_env are both set; keep one")),
+            (None, None) => return Err(options.refused("url_env is missing; for example: url_env = \"DATABASE_URL\"")),
+        };
+        // The parser's own message may quote the URL, and the password with it.
+        let mut config: tokio_postgres::Config = url
+            .parse()
+            .map_err(|_| options.refused("the URL is not of the form postgres://user:password@host:5432/database"))?;
+        if let Some(password) = options.env("password_env")? {
+            config.password(password.expose());
+        }
+        config.application_name("chainweir").connect_timeout(CONNECT_TIMEOUT);
+        let tls = match config.get_ssl_mode() {
+            SslMode::Disable => None,
+            SslMode::Prefer => {
+                config.ssl_mode(SslMode::Disable);
+                None
+            }
+            _ => Some(tls(&options)?),
+        };
+        let hosts = config.get_hosts().iter().map(|host| match host {
+            tokio_postgres::config::Host::Tcp(host) => host.clone(),
+            #[cfg(unix)]
+            tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
+        });
+        let place = format!("PostgreSQL at {}", hosts.collect::<Vec<_>>().join(", "));
+        let (template, retract) = table::options(&options)?;
+        Ok(Self {
+            name: options.name().clone(),
+            journal: options.journal().to_owned(),
+            place,
+            schema: options.text("schema")?.unwrap_or_else(|| "public".into()),
+            template,
+            retract,
+            batch: options.number("batch", 500, 1..=10_000)? as usize,
+            timeout: Duration::from_millis(options.number("timeout_ms", 30_000, 1..=3_600_000)?),
+            tables: Default::default(),
+            connection: Mutex::new(None),
+            config,
+            tls,
+        })
+    }
+
+    fn again(&self, why: &str) -> SinkError {
+        SinkError::Again { why: format!("{}: {why}", self.place) }
+    }
+
+    fn refused(&self, why: &str) -> SinkError {
+        SinkError::Refused { why: format!("output.{}: {}: {why}", self.name, self.place) }
+    }
+
+    /// For what is done outside of a delivery.
+    fn judge(&self, error: &tokio_postgres::Error) -> SinkError {
+        match error.code().map(SqlState::code) {
+            // Authentication, unknown database, missing rights and other faults of the set-up.
+            Some(code) if ["28", "3D", "42", "0L", "0P"].iter().any(|class| code.starts_with(class)) => {
+                self.refused(&text(error))
+            }
+            _ => self.again(&text(error)),
+        }
+    }
+
+    /// A connection that is alive, taken out of `slot`.
+    async fn connected(&self, slot: &mut Option<Connection>) -> Result<Connection, SinkError> {
+        if let Some(connection) = slot.take().filter(|connection| !connection.client.is_closed()) {
+            return Ok(connection);
+        }
+        let connect = async {
+            match &self.tls {
+                None => {
+                    let (client, connection) = self.config.connect(NoTls).await?;
+                    // Its error is told to whoever uses the client.
+                    tokio::spawn(connection);
+                    Ok(client)
+                }
+                Some(tls) => {
+                    let (client, connection) = self.config.connect(tls.clone()).await?;
+                    tokio::spawn(connection);
+                    Ok(client)
+                }
+            }
+        };
+        let client = tokio::time::timeout(CONNECT_TIMEOUT, connect)
+            .await
+            .map_err(|_| self.again("no connection in time"))?
+            .map_err(|error: tokio_postgres::Error| self.judge(&error))?;
+        // A commit must last before the lane hears of it.
+        let set = format!(
+            "SET statement_timeout = {}; SET client_min_messages = warning; \
+             SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'",
+            self.timeout.as_millis()
+        );
+        client.batch_execute(&set).await.map_err(|error| self.judge(&error))?;
+        Ok(Connection { client, statements: HashMap::new(), positions: HashMap::new() })
+    }
+
+    fn positions_table(&self) -> String {
+        format!("{}.\"chainweir_positions\"", quoted(&self.schema))
+    }
+
+    fn make_table(&self, stream: &StreamId, spec: &StreamSpec) -> Result<Table, SinkError> {
+        let name = table::name(&self.template, stream).map_err(|error| self.refused(&error.to_string()))?;
+        let name = format!("{}.{}", quoted(&self.schema), quoted(&name));
+        let taken = self.tables.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some((other, _)) = taken.iter().find(|(other, table)| table.name == name && *other != stream) {
+            return Err(self.refused(&format!("{stream} and {other} have the same table {name}; set table = \"...\" with {{plugin}} and {{stream}} apart, or use two outputs")));
+        }
+        let layout = Layout::of(spec);
+        let list = |each: &dyn Fn(usize) -> String| (0..layout.columns.len()).map(each).collect::<Vec<_>>().join(", ");
+        let insert = format!(
+            "INSERT INTO {name} ({}) SELECT {} FROM unnest({}) AS u({}) ON CONFLICT ({}) DO NOTHING",
+            list(&|i| quoted(&layout.columns[i].name)),
+            list(&|i| cast(&format!("u.c{i}"), layout.columns[i].sort)),
+            list(&|i| format!("${}::text[]", i + 1)),
+            list(&|i| format!("c{i}")),
+            quoted(table::KEY),
+        );
+        let key = quoted(table::KEY);
+        let retract = match self.retract {
+            Retract::Delete => {
+                format!("DELETE FROM {name} AS t USING unnest($1::text[], $2::bigint[]) AS u(e, c) WHERE t.{key} = u.e")
+            }
+            Retract::Mark => {
+                let mark = quoted(table::RETRACTED);
+                format!(
+                    "UPDATE {name} AS t SET {mark} = u.c FROM unnest($1::text[], $2::bigint[]) AS u(e, c) \
+                     WHERE t.{key} = u.e AND t.{mark} IS NULL"
+                )
+            }
+        };
+        Ok(Table { name, layout, insert, retract })
+    }
+
+    /// Makes or grows a table, in one transaction.
+    async fn evolve(&self, client: &mut Client, table: &Table) -> Result<(), SinkError> {
+        let judge = |error: tokio_postgres::Error| self.judge(&error);
+        let transaction = client.transaction().await.map_err(judge)?;
+        let there =
+            transaction.query("SELECT 1 FROM pg_namespace WHERE nspname = $1", &[&self.schema]).await.map_err(judge)?;
+        if there.is_empty() {
+            transaction.batch_execute(&format!("CREATE SCHEMA {}", quoted(&self.schema))).await.map_err(judge)?;
+        }
+        if columns(&transaction, &self.positions_table()).await.map_err(judge)?.is_empty() {
+            let make = format!(
+                "CREATE TABLE {} (journal text, output text, stream text, chain text, \"offset\" bigint, \
+                 PRIMARY KEY (journal, output, stream, chain))",
+                self.positions_table()
+            );
+            transaction.batch_execute(&make).await.map_err(judge)?;
+        }
+        let has = columns(&transaction, &table.name).await.map_err(judge)?;
+        let mut wanted = table.layout.columns.clone();
+        if self.retract == Retract::Mark {
+            wanted.push(table::Column { name: table::RETRACTED.into(), sort: Sort::Integer });
+        }
+        let define = |column: &table::Column| {
+            let key = if column.name == table::KEY { " PRIMARY KEY" } else { "" };
+            format!("{} {}{key}", quoted(&column.name), type_of(column.sort))
+        };
+        let change = if has.is_empty() {
+            let columns = wanted.iter().map(define).collect::<Vec<_>>().join(", ");
+            Some(format!("CREATE TABLE {} ({columns})", table.name))
+        } else {
+            let missing = table::missing(&wanted, &has, type_of, &table.name).map_err(|why| self.refused(&why))?;
+            let adds = missing.iter().map(|column| format!("ADD COLUMN {}", define(column))).collect::<Vec<_>>();
+            (!adds.is_empty()).then(|| format!("ALTER TABLE {} {}", table.name, adds.join(", ")))
+        };
+        if let Some(change) = change {
+            transaction.batch_execute(&change).await.map_err(judge)?;
+            tracing::info!(output = %self.name, table = table.name, "made or widened the table");
+        }
+        transaction.commit().await.map_err(judge)
+    }
+
+    /// One transaction: rows and position. The outcomes that are `None` are decided here.
+    async fn store(
+        &self,
+        connection: &mut Connection,
+        table: &Table,
+        track: &Track,
+        work: &mut Work<'_>,
+        one_by_one: bool,
+    ) -> Result<(), Fault> {
+        let insert = prepared(connection, &table.insert).await?;
+        let retract = prepared(connection, &table.retract).await?;
+        let known = connection.positions.remove(track);
+        let mut transaction = connection.client.transaction().await.map_err(fault)?;
+        let now = self.lock_position(&transaction, track).await?;
+        if let Some(known) = known.filter(|known| *known != now) {
+            return Err(Fault::Now(format!(
+                "the position of {} was moved from {known:?} to {now:?} by somebody else; is a second process delivering?",
+                track.stream
+            )));
+        }
+        if one_by_one {
+            for index in 0..work.batch.len() {
+                if work.outcomes[index].is_some() {
+                    continue;
+                }
+                let savepoint = transaction.transaction().await.map_err(fault)?;
+                match write(&savepoint, &insert, &retract, work, &[index]).await {
+                    Ok(()) => savepoint.commit().await.map_err(fault)?,
+                    Err(Fault::Row(why)) => {
+                        savepoint.rollback().await.map_err(fault)?;
+                        work.outcomes[index] = Some(Outcome::Refused { why: format!("{}: {why}", self.place) });
+                    }
+                    Err(other) => return Err(other),
+                }
+            }
+        } else {
+            for run in work.runs() {
+                write(&transaction, &insert, &retract, work, &run).await?;
+            }
+        }
+        let outcomes = work.settled();
+        // A delivery from the dead letters lies before the position and does not move it back.
+        let reached = table::reached(work.batch, &outcomes).and_then(|offset| i64::try_from(offset).ok());
+        let next = reached.max(now);
+        if next != now {
+            let update = format!(
+                "UPDATE {} SET \"offset\" = $5 WHERE journal = $1 AND output = $2 AND stream = $3 AND chain = $4",
+                self.positions_table()
+            );
+            let [a, b, c, d] = self.key(track);
+            transaction.execute(&update, &[&a, &b, &c, &d, &next]).await.map_err(fault)?;
+        }
+        transaction.commit().await.map_err(fault)?;
+        connection.positions.insert(track.clone(), next);
+        Ok(())
+    }
+
+    /// The position of a track, which nobody else can move until the transaction ends.
+    async fn lock_position(&self, transaction: &Transaction<'_>, track: &Track) -> Result<Option<i64>, Fault> {
+        let table = self.positions_table();
+        let [a, b, c, d] = self.key(track);
+        let select = format!(
+            "SELECT \"offset\" FROM {table} WHERE journal = $1 AND output = $2 AND stream = $3 AND chain = $4 FOR UPDATE"
+        );
+        if let Some(row) = transaction.query_opt(&select, &[&a, &b, &c, &d]).await.map_err(fault)? {
+            return row.try_get(0).map_err(fault);
+        }
+        let insert = format!("INSERT INTO {table} (journal, output, stream, chain) VALUES ($1, $2, $3, $4)");
+        transaction.execute(&insert, &[&a, &b, &c, &d]).await.map_err(fault)?;
+        Ok(None)
+    }
+
+    fn key(&self, track: &Track) -> [String; 4] {
+        [self.journal.clone(), track.output.to_string(), track.stream.to_string(), track.chain.to_string()]
+    }
+}
+
+/// A batch on its way into the database.
+struct Work<'a> {
+    batch: &'a [Delivery],
+    /// For every `apply`, its row as texts.
+    rows: Vec<Vec<Option<String>>>,
+    /// `None`: not known to be anything but delivered.
+    outcomes: Vec<Option<Outcome>>,
+}
+
+impl<'a> Work<'a> {
+    fn new(batch: &'a [Delivery], layout: &Layout) -> Self {
+        let (mut rows, mut outcomes) = (vec![], vec![]);
+        for delivery in batch {
+            let row = if delivery.op == Op::Apply { layout.row(delivery) } else { Ok(vec![]) };
+            outcomes.push(row.as_ref().err().map(|why| Outcome::Refused { why: why.clone() }));
+            rows.push(row.unwrap_or_else(|_refused| vec![]).into_iter().map(as_text).collect());
+        }
+        Self { batch, rows, outcomes }
+    }
+
+    /// Stretches of the same op, in order, without what is refused.
+    fn runs(&self) -> Vec<Vec<usize>> {
+        let mut runs: Vec<Vec<usize>> = vec![];
+        for index in (0..self.batch.len()).filter(|index| self.outcomes[*index].is_none()) {
+            match runs.last_mut().filter(|run| self.batch[run[0]].op == self.batch[index].op) {
+                Some(run) => run.push(index),
+                None => runs.push(vec![index]),
+            }
+        }
+        runs
+    }
+
+    fn settled(&self) -> Vec<Outcome> {
+        self.outcomes.iter().map(|outcome| outcome.clone().unwrap_or(Outcome::Delivered)).collect()
+    }
+}
+
+/// Writes deliveries of one op.
+async fn write(
+    transaction: &Transaction<'_>,
+    insert: &Statement,
+    retract: &Statement,
+    work: &Work<'_>,
+    run: &[usize],
+) -> Result<(), Fault> {
+    match work.batch[run[0]].op {
+        Op::Apply => {
+            let width = work.rows[run[0]].len();
+            let columns: Vec<Vec<Option<&str>>> = (0..width)
+                .map(|column| run.iter().map(|index| work.rows[*index][column].as_deref()).collect())
+                .collect();
+            let values: Vec<&(dyn ToSql + Sync)> = columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
+            transaction.execute(insert, &values).await.map_err(fault)?;
+        }
+        Op::Retract => {
+            let emissions: Vec<String> = run.iter().map(|index| work.batch[*index].emission.id.to_string()).collect();
+            let offsets: Vec<Option<i64>> =
+                run.iter().map(|index| i64::try_from(work.batch[*index].offset).ok()).collect();
+            transaction.execute(retract, &[&emissions, &offsets]).await.map_err(fault)?;
+        }
+    }
+    Ok(())
+}
+
+async fn prepared(connection: &mut Connection, sql: &str) -> Result<Statement, Fault> {
+    if let Some(statement) = connection.statements.get(sql) {
+        return Ok(statement.clone());
+    }
+    let statement = connection.client.prepare(sql).await.map_err(fault)?;
+    connection.statements.insert(sql.to_owned(), statement.clone());
+    Ok(statement)
+}
+
+/// Names and types of a table's columns; none where there is no table. `table` is quoted.
+async fn columns(transaction: &Transaction<'_>, table: &str) -> Result<Vec<(String, String)>, tokio_postgres::Error> {
+    let select = "SELECT attname::text, format_type(atttypid, atttypmod) FROM pg_attribute \
+                  WHERE attrelid = to_regclass($1::text) AND attnum > 0 AND NOT attisdropped";
+    let rows = transaction.query(select, &[&table]).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
+
+/// As `format_type` writes it.
+fn type_of(sort: Sort) -> &'static str {
+    match sort {
+        Sort::Text => "text",
+        Sort::Integer => "bigint",
+        Sort::Double => "double precision",
+        Sort::Boolean => "boolean",
+        Sort::Numeric => "numeric(78,0)",
+        Sort::Json => "jsonb",
+        Sort::Bytes => "bytea",
+        Sort::Time => "timestamp with time zone",
+    }
+}
+
+fn cast(text: &str, sort: Sort) -> String {
+    match sort {
+        Sort::Text => text.to_owned(),
+        Sort::Bytes => format!("decode({text}, 'hex')"),
+        _ => format!("{text}::{}", type_of(sort)),
+    }
+}
+
+/// Every value crosses as a text and is cast by the server: one shape of statement for all tables.
+fn as_text(value: Value) -> Option<String> {
+    match value {
+        Value::Null => None,
+        Value::Text(text) => Some(text),
+        Value::Integer(number) => Some(number.to_string()),
+        Value::Double(number) => Some(number.to_string()),
+        Value::Boolean(flag) => Some(flag.to_string()),
+        Value::Bytes(bytes) => Some(hex::encode(bytes)),
+    }
+}
+
+fn fault(error: tokio_postgres::Error) -> Fault {
+    match error.code().map(SqlState::code) {
+        // Data exceptions, constraints, what is larger than a row or an index can be, and a trigger's RAISE EXCEPTION.
+        Some(code) if ["22", "23", "54", "P0001"].iter().any(|class| code.starts_with(class)) => {
+            Fault::Row(text(&error))
+        }
+        _ => Fault::Now(text(&error)),
+    }
+}
+
+fn text(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(db) => format!("{} ({})", db.message(), db.code().code()),
+        None => {
+            use std::error::Error;
+            error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
+        }
+    }
+}
+
+fn tls(options: &Options) -> Result<tokio_postgres_rustls::MakeRustlsConnect, SinkError> {
+    use rustls::pki_types::{CertificateDer, pem::PemObject};
+    // Already installed by another part of the process: the same provider, so nothing to do.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let Some(path) = options.path("ca_file")? else {
+        return Ok(tokio_postgres_rustls::MakeRustlsConnect::with_webpki_roots());
+    };
+    let wrong =
+        |error: &dyn std::fmt::Display| options.refused(&format!("cannot read ca_file {}: {error}", path.display()));
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(&path).map_err(|error| wrong(&error))? {
+        roots.add(certificate.map_err(|error| wrong(&error))?).map_err(|error| wrong(&error))?;
+    }
+    if roots.is_empty() {
+        return Err(wrong(&"it holds no certificate"));
+    }
+    let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    Ok(tokio_postgres_rustls::MakeRustlsConnect::new(config))
+}
+
+#[async_trait::async_trait]
+impl Sink for Postgres {
+    fn shape(&self) -> Shape {
+        Shape { batch: self.batch, concurrency: 1 }
+    }
+
+    async fn prepare(&self, stream: &StreamId, spec: &StreamSpec) -> Result<(), SinkError> {
+        let table = self.make_table(stream, spec)?;
+        let mut slot = self.connection.lock().await;
+        let mut connection = self.connected(&mut slot).await?;
+        let evolved = tokio::time::timeout(self.timeout, self.evolve(&mut connection.client, &table)).await;
+        evolved.map_err(|_| self.again("no answer in time"))??;
+        // The table may have changed under them.
+        connection.statements.clear();
+        *slot = Some(connection);
+        let mut tables = self.tables.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        tables.insert(stream.clone(), Arc::new(table));
+        Ok(())
+    }
+
+    async fn position(&self, track: &Track) -> Result<Option<u64>, SinkError> {
+        let mut slot = self.connection.lock().await;
+        let connection = self.connected(&mut slot).await?;
+        let select = format!(
+            "SELECT \"offset\" FROM {} WHERE journal = $1 AND output = $2 AND stream = $3 AND chain = $4",
+            self.positions_table()
+        );
+        let [a, b, c, d] = self.key(track);
+        let offset: Option<i64> = match connection.client.query_opt(&select, &[&a, &b, &c, &d]).await {
+            Ok(row) => row.map(|row| row.try_get(0)).transpose().map_err(|error| self.judge(&error))?.flatten(),
+            // Nothing was ever prepared here.
+            Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => None,
+            Err(error) => return Err(self.judge(&error)),
+        };
+        *slot = Some(connection);
+        Ok(offset.and_then(|offset| u64::try_from(offset).ok()))
+    }
+
+    async fn deliver(&self, track: &Track, batch: &[Delivery]) -> Vec<Outcome> {
+        let table = self.tables.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get(&track.stream).cloned();
+        let Some(table) = table else {
+            return super::retry_all(batch.len(), &format!("the table of {} is not prepared yet", track.stream));
+        };
+        let mut work = Work::new(batch, &table.layout);
+        let mut slot = self.connection.lock().await;
+        let mut connection = match self.connected(&mut slot).await {
+            Ok(connection) => connection,
+            Err(error) => return super::retry_all(batch.len(), &error.to_string()),
+        };
+        let store = async {
+            match self.store(&mut connection, &table, track, &mut work, false).await {
+                Err(Fault::Row(_)) => self.store(&mut connection, &table, track, &mut work, true).await,
+                other => other,
+            }
+        };
+        let why = match tokio::time::timeout(self.timeout, store).await {
+            Ok(Ok(())) => {
+                *slot = Some(connection);
+                return work.settled();
+            }
+            Ok(Err(Fault::Now(why) | Fault::Row(why))) => why,
+            Err(_) => format!("no answer within {} ms", self.timeout.as_millis()),
+        };
+        super::retry_all(batch.len(), &format!("{}: {why}", self.place))
+    }
+}

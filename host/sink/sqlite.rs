@@ -1,6 +1,334 @@
-use super::{Kind, SinkError};
+//! Stores every stream in a table of a SQLite file of its own: rows and the lane's position in one transaction.
+//!
+//! The same tables as [`super::postgres`] makes, in SQLite's types: numbers beyond 64 bits are texts of decimal digits, times are
+//! RFC 3339, JSON is text. The file is in WAL mode, so that others may read while this process writes.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rusqlite::types::ToSqlOutput;
+use rusqlite::{Connection, ErrorCode, OptionalExtension, ToSql, Transaction, TransactionBehavior, params};
+
+use super::options::Options;
+use super::table::{self, Layout, Retract, Sort, Value, quoted};
+use super::{Kind, Open, Shape, Sink, SinkError, Track};
+use crate::model::{Delivery, Op, Outcome, OutputName, StreamId, StreamSpec};
+
 pub const KIND: Kind = Kind {
     name: "sqlite",
-    options: &[],
-    open: |open| Box::pin(async move { Err(SinkError::Refused { why: format!("{}: not built yet", open.name) }) }),
+    options: &[
+        ("path", "the database file; made if it is not there. Not the journal's file"),
+        ("table", "name of a stream's table, with {plugin} and {stream}; {plugin}_{stream}"),
+        ("retract", "delete or mark the row of a retracted emission; delete"),
+        ("batch", "most rows in one transaction; 500"),
+    ],
+    open: |open| {
+        Box::pin(async move {
+            let state = State::open(open)?;
+            Ok(Arc::new(Sqlite { batch: state.batch, state: Arc::new(Mutex::new(state)) }) as Arc<dyn Sink>)
+        })
+    },
 };
+
+/// How long another program may hold the file before a batch has to wait for its next turn.
+const BUSY: Duration = Duration::from_secs(5);
+
+struct Sqlite {
+    batch: usize,
+    state: Arc<Mutex<State>>,
+}
+
+struct State {
+    name: OutputName,
+    journal: String,
+    path: PathBuf,
+    template: String,
+    retract: Retract,
+    batch: usize,
+    connection: Option<Connection>,
+    tables: HashMap<StreamId, Table>,
+}
+
+#[derive(Clone)]
+struct Table {
+    name: String,
+    layout: Layout,
+    insert: String,
+    retract: String,
+}
+
+enum Fault {
+    Row(String),
+    Now(String),
+}
+
+const POSITIONS: &str = "CREATE TABLE IF NOT EXISTS chainweir_positions (journal TEXT, output TEXT, stream TEXT, chain TEXT, \
+                         \"offset\" BIGINT, PRIMARY KEY (journal, output, stream, chain))";
+
+impl State {
+    fn open(open: Open) -> Result<Self, SinkError> {
+        let options = Options::new(open, KIND.options)?;
+        options.need("path", "out/events.db")?;
+        let path = options.path("path")?.ok_or_else(|| options.refused("path is missing"))?;
+        let (template, retract) = table::options(&options)?;
+        Ok(Self {
+            name: options.name().clone(),
+            journal: options.journal().to_owned(),
+            path,
+            template,
+            retract,
+            batch: options.number("batch", 500, 1..=10_000)? as usize,
+            connection: None,
+            tables: HashMap::new(),
+        })
+    }
+
+    fn judge(&self, error: &rusqlite::Error) -> SinkError {
+        let why = format!("output.{}: SQLite file {}: {error}", self.name, self.path.display());
+        match error.sqlite_error_code() {
+            Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => SinkError::Refused { why },
+            _ => SinkError::Again { why },
+        }
+    }
+
+    fn refused(&self, why: &str) -> SinkError {
+        SinkError::Refused { why: format!("output.{}: SQLite file {}: {why}", self.name, self.path.display()) }
+    }
+
+    fn connect(&mut self) -> Result<&mut Connection, SinkError> {
+        if self.connection.is_none() {
+            let connect = || {
+                let connection = Connection::open(&self.path)?;
+                connection.busy_timeout(BUSY)?;
+                connection.pragma_update(None, "journal_mode", "wal")?;
+                connection.pragma_update(None, "synchronous", "full")?;
+                connection.execute_batch(POSITIONS)?;
+                connection.set_prepared_statement_cache_capacity(64);
+                Ok(connection)
+            };
+            self.connection = Some(connect().map_err(|error| self.judge(&error))?);
+        }
+        Ok(self.connection.as_mut().expect("it was put there above"))
+    }
+
+    fn prepare(&mut self, stream: &StreamId, spec: &StreamSpec) -> Result<(), SinkError> {
+        let bare = table::name(&self.template, stream).map_err(|error| self.refused(&error.to_string()))?;
+        let name = quoted(&bare);
+        if let Some((other, _)) = self.tables.iter().find(|(other, table)| table.name == name && *other != stream) {
+            return Err(self.refused(&format!("{stream} and {other} have the same table {name}; set table = \"...\" with {{plugin}} and {{stream}} apart, or use two outputs")));
+        }
+        let layout = Layout::of(spec);
+        let mut wanted = layout.columns.clone();
+        if self.retract == Retract::Mark {
+            wanted.push(table::Column { name: table::RETRACTED.into(), sort: Sort::Integer });
+        }
+        let changed = evolve(self.connect()?, &bare, &wanted);
+        changed.map_err(|error| self.judge(&error))?.map_err(|why| self.refused(&why))?;
+        let list = |each: &dyn Fn(usize) -> String| (0..layout.columns.len()).map(each).collect::<Vec<_>>().join(", ");
+        let key = quoted(table::KEY);
+        let insert = format!(
+            "INSERT INTO {name} ({}) VALUES ({}) ON CONFLICT ({key}) DO NOTHING",
+            list(&|i| quoted(&layout.columns[i].name)),
+            list(&|i| format!("?{}", i + 1)),
+        );
+        let retract = match self.retract {
+            Retract::Delete => format!("DELETE FROM {name} WHERE {key} = ?1 AND ?2 IS NOT NULL"),
+            Retract::Mark => {
+                let mark = quoted(table::RETRACTED);
+                format!("UPDATE {name} SET {mark} = ?2 WHERE {key} = ?1 AND {mark} IS NULL")
+            }
+        };
+        self.tables.insert(stream.clone(), Table { name, layout, insert, retract });
+        Ok(())
+    }
+
+    fn position(&mut self, track: &Track) -> Result<Option<u64>, SinkError> {
+        let key = self.key(track);
+        let found = read_position(self.connect()?, &key);
+        let found = found.map_err(|error| self.judge(&error))?;
+        Ok(found.and_then(|offset| u64::try_from(offset).ok()))
+    }
+
+    fn key(&self, track: &Track) -> [String; 4] {
+        [self.journal.clone(), track.output.to_string(), track.stream.to_string(), track.chain.to_string()]
+    }
+
+    fn deliver(&mut self, track: &Track, batch: &[Delivery]) -> Result<Vec<Outcome>, String> {
+        let Some(table) = self.tables.get(&track.stream).cloned() else {
+            return Err(format!("the table of {} is not prepared yet", track.stream));
+        };
+        let key = self.key(track);
+        let place = format!("SQLite file {}", self.path.display());
+        let connection = self.connect().map_err(|error| error.to_string())?;
+        store(connection, &table, &key, batch, &place).map_err(|fault| match fault {
+            Fault::Row(why) | Fault::Now(why) => format!("{place}: {why}"),
+        })
+    }
+}
+
+/// Makes or grows a table, in one transaction. The inner error says why the table that is there cannot be used.
+fn evolve(
+    connection: &mut Connection,
+    table: &str,
+    wanted: &[table::Column],
+) -> Result<Result<(), String>, rusqlite::Error> {
+    // Immediate: what is read is what is changed.
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let has = transaction
+        .prepare("SELECT name, type FROM pragma_table_info(?1)")?
+        .query_map([table], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<Vec<(String, String)>, _>>()?;
+    let define = |column: &table::Column| {
+        let key = if column.name == table::KEY { " PRIMARY KEY" } else { "" };
+        format!("{} {}{key}", quoted(&column.name), type_of(column.sort))
+    };
+    if has.is_empty() {
+        let columns = wanted.iter().map(define).collect::<Vec<_>>().join(", ");
+        transaction.execute_batch(&format!("CREATE TABLE {} ({columns})", quoted(table)))?;
+    } else {
+        let missing = match table::missing(wanted, &has, type_of, table) {
+            Ok(missing) => missing,
+            Err(why) => return Ok(Err(why)),
+        };
+        for column in missing {
+            transaction.execute_batch(&format!("ALTER TABLE {} ADD COLUMN {}", quoted(table), define(column)))?;
+        }
+    }
+    transaction.commit()?;
+    Ok(Ok(()))
+}
+
+fn read_position(connection: &Connection, key: &[String; 4]) -> Result<Option<i64>, rusqlite::Error> {
+    connection
+        .prepare_cached(
+            "SELECT \"offset\" FROM chainweir_positions WHERE journal = ?1 AND output = ?2 AND stream = ?3 AND chain = ?4",
+        )?
+        .query_row(params![key[0], key[1], key[2], key[3]], |row| row.get(0))
+        .optional()
+        .map(Option::flatten)
+}
+
+/// One transaction: rows and position.
+fn store(
+    connection: &mut Connection,
+    table: &Table,
+    key: &[String; 4],
+    batch: &[Delivery],
+    place: &str,
+) -> Result<Vec<Outcome>, Fault> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fault)?;
+    let mut outcomes = Vec::with_capacity(batch.len());
+    for delivery in batch {
+        // A statement that fails for its row undoes itself and leaves the transaction as it was.
+        outcomes.push(match write(&transaction, table, delivery) {
+            Ok(()) => Outcome::Delivered,
+            Err(Fault::Row(why)) => Outcome::Refused { why: format!("{place}: {why}") },
+            Err(other) => return Err(other),
+        });
+    }
+    let reached = table::reached(batch, &outcomes).and_then(|offset| i64::try_from(offset).ok());
+    if let Some(reached) = reached {
+        // A delivery from the dead letters lies before the position and does not move it back.
+        transaction
+            .prepare_cached(
+                "INSERT INTO chainweir_positions (journal, output, stream, chain, \"offset\") VALUES (?1, ?2, ?3, ?4, ?5) \
+                 ON CONFLICT DO UPDATE SET \"offset\" = max(coalesce(\"offset\", 0), excluded.\"offset\")",
+            )
+            .and_then(|mut statement| statement.execute(params![key[0], key[1], key[2], key[3], reached]))
+            .map_err(fault)?;
+    }
+    transaction.commit().map_err(fault)?;
+    Ok(outcomes)
+}
+
+fn write(transaction: &Transaction<'_>, table: &Table, delivery: &Delivery) -> Result<(), Fault> {
+    match delivery.op {
+        Op::Apply => {
+            let row = table.layout.row(delivery).map_err(Fault::Row)?;
+            let mut statement = transaction.prepare_cached(&table.insert).map_err(fault)?;
+            statement.execute(rusqlite::params_from_iter(row.iter())).map_err(fault)?;
+        }
+        Op::Retract => {
+            let offset = i64::try_from(delivery.offset).unwrap_or(i64::MAX);
+            let mut statement = transaction.prepare_cached(&table.retract).map_err(fault)?;
+            statement.execute(params![delivery.emission.id.to_string(), offset]).map_err(fault)?;
+        }
+    }
+    Ok(())
+}
+
+fn fault(error: rusqlite::Error) -> Fault {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::ConstraintViolation | ErrorCode::TooBig | ErrorCode::TypeMismatch) => {
+            Fault::Row(error.to_string())
+        }
+        _ => Fault::Now(error.to_string()),
+    }
+}
+
+/// Chosen so that SQLite's affinity (section 3.1 of its "Datatypes") keeps a text of digits a text.
+fn type_of(sort: Sort) -> &'static str {
+    match sort {
+        Sort::Text => "TEXT",
+        Sort::Integer => "BIGINT",
+        Sort::Double => "DOUBLE",
+        Sort::Boolean => "BOOLEAN",
+        Sort::Numeric => "NUMERIC_TEXT",
+        Sort::Json => "JSON_TEXT",
+        Sort::Bytes => "BLOB",
+        Sort::Time => "TIME_TEXT",
+    }
+}
+
+impl ToSql for Value {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        match self {
+            Self::Null => Ok(ToSqlOutput::from(rusqlite::types::Null)),
+            Self::Text(text) => text.to_sql(),
+            Self::Integer(number) => number.to_sql(),
+            Self::Double(number) => number.to_sql(),
+            Self::Boolean(flag) => flag.to_sql(),
+            Self::Bytes(bytes) => bytes.to_sql(),
+        }
+    }
+}
+
+impl Sqlite {
+    /// Runs `work` where it may block.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut State) -> T + Send + 'static,
+    ) -> Result<T, String> {
+        let state = self.state.clone();
+        tokio::task::spawn_blocking(move || work(&mut state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())))
+            .await
+            .map_err(|stopped| format!("the write was stopped: {stopped}"))
+    }
+}
+
+#[async_trait::async_trait]
+impl Sink for Sqlite {
+    fn shape(&self) -> Shape {
+        Shape { batch: self.batch, concurrency: 1 }
+    }
+
+    async fn prepare(&self, stream: &StreamId, spec: &StreamSpec) -> Result<(), SinkError> {
+        let (stream, spec) = (stream.clone(), spec.clone());
+        self.blocking(move |state| state.prepare(&stream, &spec))
+            .await
+            .unwrap_or_else(|why| Err(SinkError::Again { why }))
+    }
+
+    async fn position(&self, track: &Track) -> Result<Option<u64>, SinkError> {
+        let track = track.clone();
+        self.blocking(move |state| state.position(&track)).await.unwrap_or_else(|why| Err(SinkError::Again { why }))
+    }
+
+    async fn deliver(&self, track: &Track, batch: &[Delivery]) -> Vec<Outcome> {
+        let (track, owned) = (track.clone(), batch.to_vec());
+        let stored = self.blocking(move |state| state.deliver(&track, &owned)).await.and_then(|stored| stored);
+        stored.unwrap_or_else(|why| super::retry_all(batch.len(), &why))
+    }
+}

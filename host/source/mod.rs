@@ -6,8 +6,13 @@
 //!
 //! A new kind of source is one new file and one line in [`KINDS`].
 
+pub mod classify;
+pub mod record;
 pub mod recorded;
 pub mod rpc;
+mod rpc_range;
+mod transport;
+pub mod wire;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -97,11 +102,13 @@ pub struct Open {
     pub base: PathBuf,
 }
 
+pub type Opened = Result<Arc<dyn Source>, ReadError>;
+
 pub struct Kind {
     pub name: &'static str,
     /// The keys of `[chain.NAME]` that this kind reads, each with a line of help.
     pub options: &'static [(&'static str, &'static str)],
-    pub open: fn(Open) -> BoxFuture<'static, Result<Arc<dyn Source>, ReadError>>,
+    pub open: fn(Open) -> BoxFuture<'static, Opened>,
 }
 
 /// The first kind is the default.

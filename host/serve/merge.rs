@@ -1,0 +1,122 @@
+//! One stream's entries of all its chains, in offset order. `journal -> merge -> feed`; pure reading.
+//!
+//! A stream has a track for each chain and a reader one cursor for all of them: an offset. So an entry may only be
+//! given out when no track can still come up with a smaller one. Two rules see to that: nothing beyond the tail as it
+//! was *before* the first track was read (a commit in between could otherwise show its later entry and hide its
+//! earlier one), and the smallest of all tracks' next entries first, with every track that has more in hand.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::journal::{Entry, Journal, JournalError, TrackInfo};
+use crate::model::{ChainId, Delivery, DeliveryId, Emission, Op, StreamId};
+use crate::sink::cloudevent;
+
+/// Entries of a track that are read at once.
+const CHUNK: usize = 64;
+
+/// What is asked of a stream.
+#[derive(Clone, Debug)]
+pub(super) struct Ask {
+    pub stream: StreamId,
+    pub chain: Option<ChainId>,
+    pub limit: usize,
+    /// A page ends with the event that reaches this.
+    pub bytes: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Item {
+    pub cursor: u64,
+    pub op: Op,
+    /// The CloudEvent: one line of JSON.
+    pub event: Vec<u8>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Page {
+    pub items: Vec<Item>,
+    /// All of the stream up to here has been given.
+    pub next: u64,
+}
+
+struct Source<'a> {
+    track: &'a TrackInfo,
+    read_to: u64,
+    /// Its last entry that this page may hold.
+    end: u64,
+    waiting: VecDeque<Entry>,
+}
+
+/// The last offset that is known to be committed.
+pub(super) fn last_offset(journal: &dyn Journal, tracks: &[TrackInfo]) -> u64 {
+    // The watch may be told a moment after the commit.
+    let told = *journal.tail().borrow();
+    tracks.iter().map(|t| t.last_offset).fold(told, u64::max)
+}
+
+/// The entries after an offset. Where fewer than `limit` come, it was `bytes` or there are no more yet; where none
+/// come, there are none.
+pub(super) fn page(journal: &dyn Journal, ask: &Ask, after: u64) -> Result<Page, JournalError> {
+    let tail = *journal.tail().borrow();
+    let tracks = journal.tracks()?;
+    let ours = |t: &&TrackInfo| t.stream == ask.stream && ask.chain.is_none_or(|c| c == t.chain);
+    let mut sources: Vec<Source<'_>> = tracks
+        .iter()
+        .filter(ours)
+        .map(|track| Source { track, read_to: after, end: track.last_offset.min(tail), waiting: VecDeque::new() })
+        .collect();
+    let (mut items, mut bytes, mut last) = (Vec::new(), 0, after);
+    while items.len() < ask.limit && bytes < ask.bytes {
+        for source in &mut sources {
+            source.refill(journal, ask.limit.min(CHUNK))?;
+        }
+        let first = sources
+            .iter_mut()
+            .filter_map(|s| s.waiting.front().map(|e| e.offset).map(|offset| (offset, s)))
+            .min_by_key(|(offset, _)| *offset);
+        let Some((_, source)) = first else { return Ok(Page { items, next: after.max(tail) }) };
+        let entry = source.waiting.pop_front().expect("its first entry was looked at just now");
+        let (cursor, op) = (entry.offset, entry.op);
+        let id = DeliveryId::of(entry.emission, None, op);
+        let event = cloudevent::encode(&delivery(id, &source.track.stream, entry));
+        bytes += event.len();
+        last = cursor;
+        items.push(Item { cursor, op, event });
+    }
+    Ok(Page { items, next: last })
+}
+
+impl Source<'_> {
+    fn refill(&mut self, journal: &dyn Journal, limit: usize) -> Result<(), JournalError> {
+        if !self.waiting.is_empty() || self.read_to >= self.end {
+            return Ok(());
+        }
+        let (_, entries) = journal.entries(self.track.id, self.read_to, limit, None)?;
+        let Some(last) = entries.last().map(|e| e.offset).filter(|last| *last > self.read_to) else {
+            // An entry at `end` is committed: "nothing there" is a failed read, never the end of the stream.
+            let (track, from, to) = (&self.track.stream, self.read_to, self.end);
+            return Err(JournalError::Halt {
+                why: format!("entries of {track} after {from} up to {to} are not there"),
+            });
+        };
+        self.read_to = last;
+        self.waiting.extend(entries.into_iter().filter(|e| e.offset <= self.end));
+        Ok(())
+    }
+}
+
+/// What is said by an entry, as a sink is told it.
+pub(super) fn delivery(id: DeliveryId, stream: &StreamId, entry: Entry) -> Delivery {
+    let emission = Emission {
+        id: entry.emission,
+        stream: stream.clone(),
+        block: entry.block,
+        position: entry.position,
+        ordinal: entry.ordinal,
+        lane_key: entry.lane_key,
+        content_type: entry.content_type,
+        payload: entry.payload,
+    };
+    Delivery { id, op: entry.op, offset: entry.offset, emission: Arc::new(emission) }
+}

@@ -1,0 +1,391 @@
+//! How a stream becomes a table, for every store: columns from its JSON Schema, a row from a delivery.
+//!
+//! No SQL is spoken here but the names of types. A property has a column of its own where its schema says what it is; everything
+//! else of the payload is kept as JSON in `_extra`, so that nothing is lost. A value that does not fit its
+//! column is a fault of that one delivery.
+
+use std::collections::{BTreeMap, HashSet};
+
+use serde_json::Value as Json;
+use serde_json::value::RawValue;
+
+use super::{Options, SinkError, cloudevent};
+use crate::model::{Delivery, Outcome, StreamId, StreamSpec};
+
+/// What a column holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sort {
+    Text,
+    Integer,
+    Double,
+    Boolean,
+    /// Up to 78 digits: a uint256.
+    Numeric,
+    Json,
+    Bytes,
+    Time,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Column {
+    pub name: String,
+    pub sort: Sort,
+}
+
+/// A value of a row, checked against its column.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    Null,
+    Text(String),
+    Integer(i64),
+    Double(f64),
+    Boolean(bool),
+    Bytes(Vec<u8>),
+}
+
+pub const KEY: &str = "_emission";
+pub const EXTRA: &str = "_extra";
+pub const RETRACTED: &str = "_retracted_at_cursor";
+const FIXED: [(&str, Sort); 7] = [
+    (KEY, Sort::Text),
+    ("_chain", Sort::Text),
+    ("_block", Sort::Integer),
+    ("_block_hash", Sort::Text),
+    ("_time", Sort::Time),
+    ("_lane_key", Sort::Text),
+    ("_cursor", Sort::Integer),
+];
+/// PostgreSQL cuts names after 63 bytes, silently.
+pub const LONGEST_NAME: usize = 63;
+/// PostgreSQL takes 1,600 columns, fewer when they are wide.
+const MOST_PROPERTIES: usize = 500;
+/// Digits of 2^256.
+const LONGEST_NUMERIC: usize = 78;
+
+/// What becomes of a row whose emission is retracted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retract {
+    Delete,
+    Mark,
+}
+
+/// The columns of a stream's table, in order, and how to fill them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    pub columns: Vec<Column>,
+    /// False where payloads are no JSON: then they are stored as they are.
+    json: bool,
+}
+
+impl Layout {
+    pub fn of(spec: &StreamSpec) -> Self {
+        let mut columns: Vec<Column> =
+            FIXED.iter().map(|(name, sort)| Column { name: (*name).to_owned(), sort: *sort }).collect();
+        let mut add = |name: &str, sort| columns.push(Column { name: name.to_owned(), sort });
+        match &spec.schema {
+            None => {
+                add("_content_type", Sort::Text);
+                add("payload", Sort::Bytes);
+            }
+            Some(schema) => {
+                let properties = schema.get("properties").and_then(Json::as_object);
+                // SQLite does not tell upper case from lower.
+                let mut taken = HashSet::new();
+                for (name, schema) in properties.into_iter().flatten().take(MOST_PROPERTIES) {
+                    let fits = !name.is_empty()
+                        && name.len() <= LONGEST_NAME
+                        && !name.starts_with('_')
+                        && !name.contains('\0');
+                    if fits && taken.insert(name.to_ascii_lowercase()) {
+                        add(name, sort_of(schema));
+                    }
+                }
+                add(EXTRA, Sort::Json);
+            }
+        }
+        Self { columns, json: spec.schema.is_some() }
+    }
+
+    /// The row of a delivery, a value for each column; or why there is none.
+    pub fn row(&self, delivery: &Delivery) -> Result<Vec<Value>, String> {
+        let emission = &*delivery.emission;
+        let number = |number: u64| i64::try_from(number).map_or(Value::Null, Value::Integer);
+        let mut row = vec![
+            Value::Text(emission.id.to_string()),
+            Value::Text(emission.block.chain.to_string()),
+            number(emission.block.number),
+            Value::Text(emission.block.hash.to_string()),
+            cloudevent::rfc3339(emission.block.time).map_or(Value::Null, Value::Text),
+            Value::Text(emission.lane_key.clone()),
+            number(delivery.offset),
+        ];
+        if !self.json {
+            row.push(Value::Text(emission.content_type.mime().to_owned()));
+            row.push(Value::Bytes(emission.payload.clone()));
+            return Ok(row);
+        }
+        let whole: &RawValue =
+            serde_json::from_slice(&emission.payload).map_err(|error| format!("the payload is not JSON: {error}"))?;
+        // Read raw, so that no digit of a large number is lost.
+        let object =
+            whole.get().starts_with('{').then(|| serde_json::from_str::<BTreeMap<String, &RawValue>>(whole.get()));
+        let Some(object) = object else {
+            row.resize(self.columns.len() - 1, Value::Null);
+            row.push(Value::Text(whole.get().to_owned()));
+            return Ok(row);
+        };
+        let mut object = object.map_err(|error| format!("the payload is not a JSON object: {error}"))?;
+        for column in &self.columns[FIXED.len()..self.columns.len() - 1] {
+            row.push(match object.remove(&column.name) {
+                None => Value::Null,
+                Some(raw) => value(column.sort, raw.get()).map_err(|wanted| {
+                    let got = super::options::excerpt(raw.get().as_bytes());
+                    format!("the payload's '{}' must be {wanted}, but is {got}", column.name)
+                })?,
+            });
+        }
+        row.push(match object.is_empty() {
+            true => Value::Null,
+            false => Value::Text(serde_json::to_string(&object).map_err(|error| error.to_string())?),
+        });
+        Ok(row)
+    }
+}
+
+/// The sort of a property by its JSON Schema.
+fn sort_of(schema: &Json) -> Sort {
+    let format = schema.get("format").and_then(Json::as_str).unwrap_or_default();
+    let kind = match schema.get("type") {
+        Some(Json::String(kind)) => kind.as_str(),
+        // `["string", "null"]`: every column may be empty.
+        Some(Json::Array(kinds)) => {
+            let mut kinds = kinds.iter().filter_map(Json::as_str).filter(|kind| *kind != "null");
+            match (kinds.next(), kinds.next()) {
+                (Some(kind), None) => kind,
+                _ => return Sort::Json,
+            }
+        }
+        _ => return Sort::Json,
+    };
+    match (kind, format) {
+        ("string" | "integer", "uint256" | "uint128" | "int128") => Sort::Numeric,
+        ("string", _) => Sort::Text,
+        ("integer", _) => Sort::Integer,
+        ("number", _) => Sort::Double,
+        ("boolean", _) => Sort::Boolean,
+        _ => Sort::Json,
+    }
+}
+
+/// `Err` says what was wanted.
+fn value(sort: Sort, raw: &str) -> Result<Value, &'static str> {
+    if raw == "null" {
+        return Ok(Value::Null);
+    }
+    let text = || serde_json::from_str::<String>(raw);
+    match sort {
+        Sort::Text | Sort::Time => text().map(Value::Text).map_err(|_| "a text"),
+        Sort::Integer => raw.parse().map(Value::Integer).map_err(|_| "a whole number of 64 bits with sign"),
+        Sort::Double => match raw.parse::<f64>() {
+            Ok(number) if number.is_finite() => Ok(Value::Double(number)),
+            _ => Err("a number"),
+        },
+        Sort::Boolean => raw.parse().map(Value::Boolean).map_err(|_| "true or false"),
+        Sort::Numeric => {
+            let digits = if raw.starts_with('"') { text().unwrap_or_default() } else { raw.to_owned() };
+            let bare = digits.strip_prefix('-').unwrap_or(&digits);
+            if bare.is_empty() || bare.len() > LONGEST_NUMERIC || !bare.bytes().all(|b| b.is_ascii_digit()) {
+                return Err("a whole number of at most 78 decimal digits, as a text");
+            }
+            Ok(Value::Text(digits))
+        }
+        Sort::Json => Ok(Value::Text(raw.to_owned())),
+        Sort::Bytes => Err("bytes"),
+    }
+}
+
+/// What a store makes of the columns that a table has already. `has` are names and types as the store tells them.
+pub fn missing<'a>(
+    layout: &'a [Column],
+    has: &[(String, String)],
+    type_of: impl Fn(Sort) -> &'static str,
+    table: &str,
+) -> Result<Vec<&'a Column>, String> {
+    if !has.iter().any(|(name, _)| name == KEY) {
+        return Err(format!(
+            "the table {table} is there but was not made by this output (it has no column {KEY}); set another table"
+        ));
+    }
+    let mut missing = vec![];
+    for column in layout {
+        let wanted = type_of(column.sort);
+        match has.iter().find(|(name, _)| name.eq_ignore_ascii_case(&column.name)) {
+            None => missing.push(column),
+            Some((_, is)) if is.eq_ignore_ascii_case(wanted) => {}
+            Some((_, is)) => {
+                return Err(format!(
+                    "the column {} of the table {table} is of type {is}, the stream's schema now asks for {wanted}; \
+                     change the column, or rename the table and a new one is made",
+                    column.name
+                ));
+            }
+        }
+    }
+    Ok(missing)
+}
+
+/// The name of a stream's table. Two streams of one output with one table are refused by the caller.
+pub fn name(template: &str, stream: &StreamId) -> Result<String, SinkError> {
+    let filled = template.replace("{plugin}", stream.plugin.as_str()).replace("{stream}", stream.stream.as_str());
+    let name = filled.replace(['-', '.'], "_");
+    if name.len() > LONGEST_NAME {
+        let why = format!(
+            "the table name {name} of {stream} has more than {LONGEST_NAME} bytes; set a shorter one by table = \"...\""
+        );
+        return Err(SinkError::Refused { why });
+    }
+    Ok(name)
+}
+
+/// The options `table` and `retract`, which every store has.
+pub fn options(options: &Options) -> Result<(String, Retract), SinkError> {
+    let template = options.text("table")?.unwrap_or_else(|| "{plugin}_{stream}".into());
+    let rest = template.replace("{plugin}", "").replace("{stream}", "");
+    if rest.contains(|c: char| !(c.is_ascii_alphanumeric() || "_-.".contains(c))) {
+        return Err(options.refused(&format!(
+            "table '{template}' must be letters, digits and '_'; {{plugin}} and {{stream}} are filled in"
+        )));
+    }
+    let retract = match options.word("retract", &["delete", "mark"])? {
+        "mark" => Retract::Mark,
+        _ => Retract::Delete,
+    };
+    Ok((template, retract))
+}
+
+/// An identifier in quotes, as SQL has it.
+pub fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// How far a batch moves a track's position: to the last delivery before the first that was refused. What was refused is not settled
+/// before the lane has written it down; after a crash in between, the lane must hear of it again.
+pub fn reached(batch: &[Delivery], outcomes: &[Outcome]) -> Option<u64> {
+    let done = outcomes.iter().take_while(|outcome| matches!(outcome, Outcome::Delivered)).count();
+    done.checked_sub(1).map(|last| batch[last].offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn spec(schema: Json) -> StreamSpec {
+        StreamSpec { name: "large".parse().unwrap(), description: String::new(), schema: Some(schema) }
+    }
+
+    fn delivery(payload: &str) -> Delivery {
+        let mut delivery = super::super::samples::batch(1..=1).1.remove(0);
+        let mut emission = (*delivery.emission).clone();
+        emission.payload = payload.into();
+        delivery.emission = emission.into();
+        delivery
+    }
+
+    #[test]
+    fn every_property_gets_the_column_of_its_schema() {
+        let layout = Layout::of(&spec(json!({ "properties": {
+            "token": { "type": "string", "format": "address" }, "value": { "type": "string", "format": "uint256" },
+            "index": { "type": "integer" }, "price": { "type": "number" }, "ok": { "type": ["boolean", "null"] },
+            "tags": { "type": "array" }, "any": {}, "_block": { "type": "string" }, "Token": { "type": "string" }
+        } })));
+        let sorts: Vec<_> = layout.columns[FIXED.len()..].iter().map(|c| (c.name.as_str(), c.sort)).collect();
+        use Sort::*;
+        assert_eq!(
+            sorts,
+            [
+                ("token", Text),
+                ("value", Numeric),
+                ("index", Integer),
+                ("price", Double),
+                ("ok", Boolean),
+                ("tags", Json),
+                ("any", Json),
+                (EXTRA, Json)
+            ]
+        );
+        let max = "115792089237316195423570985008687907853269984665640564039457584007913129639935";
+        let payload = format!(
+            r#"{{"token":"0xé","value":"{max}","index":-3,"price":1.5,"ok":true,"tags":[1],"Token":"x","_block":12345678901234567890123}}"#
+        );
+        let row = layout.row(&delivery(&payload)).unwrap();
+        assert_eq!(row.len(), layout.columns.len());
+        assert_eq!(
+            row[FIXED.len()..],
+            [
+                Value::Text("0xé".into()),
+                Value::Text(max.into()),
+                Value::Integer(-3),
+                Value::Double(1.5),
+                Value::Boolean(true),
+                Value::Text("[1]".into()),
+                Value::Null,
+                Value::Text(r#"{"Token":"x","_block":12345678901234567890123}"#.into()),
+            ]
+        );
+        let row = layout.row(&delivery("[1]")).unwrap();
+        assert_eq!(row.last(), Some(&Value::Text("[1]".into())), "a payload that is no object is kept whole");
+    }
+
+    #[test]
+    fn a_value_that_does_not_fit_is_a_fault_of_the_delivery() {
+        for (sort, bad) in [
+            (Sort::Text, "1"),
+            (Sort::Integer, "9223372036854775808"),
+            (Sort::Integer, "\"1\""),
+            (Sort::Double, "1e999"),
+            (Sort::Double, "\"1\""),
+            (Sort::Boolean, "1"),
+            (Sort::Numeric, "\"NaN\""),
+            (Sort::Numeric, "\"1.5\""),
+            (Sort::Numeric, "\"\""),
+            (Sort::Numeric, "\"0x10\""),
+        ] {
+            assert!(value(sort, bad).is_err(), "{sort:?} {bad}");
+        }
+        assert!(value(Sort::Numeric, &"9".repeat(79)).is_err());
+        assert_eq!(value(Sort::Text, "null"), Ok(Value::Null));
+    }
+
+    #[test]
+    fn a_table_grows_but_does_not_change_a_type() {
+        let layout =
+            Layout::of(&spec(json!({ "properties": { "a": { "type": "string" }, "b": { "type": "integer" } } })));
+        let type_of = |sort| if sort == Sort::Text { "text" } else { "other" };
+        let mut has: Vec<_> = layout.columns.iter().map(|c| (c.name.clone(), type_of(c.sort).to_owned())).collect();
+        assert!(missing(&layout.columns, &has, type_of, "t").unwrap().is_empty());
+        let b = has.remove(FIXED.len() + 1);
+        assert_eq!(missing(&layout.columns, &has, type_of, "t").unwrap()[0].name, b.0);
+        has[FIXED.len()].1 = "bigint".into();
+        assert!(
+            missing(&layout.columns, &has, type_of, "t")
+                .unwrap_err()
+                .contains("column a of the table t is of type bigint")
+        );
+        assert!(
+            missing(&layout.columns, &[("x".into(), "text".into())], type_of, "t")
+                .unwrap_err()
+                .contains("not made by this output")
+        );
+    }
+
+    #[test]
+    fn a_position_stops_before_what_was_refused() {
+        let (_, batch) = super::super::samples::batch(5..=7);
+        let (ok, no) = (Outcome::Delivered, Outcome::Refused { why: String::new() });
+        assert_eq!(reached(&batch, &[ok.clone(), ok.clone(), ok.clone()]), Some(7));
+        assert_eq!(reached(&batch, &[ok.clone(), no.clone(), ok.clone()]), Some(5));
+        assert_eq!(reached(&batch, &[no, ok.clone(), ok]), None);
+        assert_eq!(quoted("a\"b"), "\"a\"\"b\"");
+    }
+}

@@ -1,0 +1,185 @@
+//! Runs of final blocks from a live node: logs by filter, in ranges that the node can bear. Part of [`rpc`](super::rpc).
+//!
+//! "Too large" shrinks a range, a rate limit never does; an answer of a suspiciously round count is split. Without a
+//! filter the headers' blooms prove an answer complete; with one they prove what came, and not that all came.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
+
+use alloy_primitives::U64;
+use futures::{StreamExt, TryStreamExt};
+use serde_json::json;
+
+use super::Range;
+use super::classify::{Hint, looks_cut};
+use super::rpc::{AT_ONCE, Inner, Place, number, trouble};
+use super::transport::{Endpoint, Fail};
+use super::wire::{self, Parts, WireBlock};
+use crate::chain::verify;
+use crate::model::{Block, BlockRef, Log, Wanted};
+
+/// Blocks in one answer where each is asked for by itself.
+const BLOCKS_AT_ONCE: u64 = 32;
+
+/// Addresses or topics in one filter: geth allows 1,000.
+const FILTER_MOST: usize = 1000;
+
+impl Inner {
+    pub(super) async fn range(&self, ep: &Endpoint, from: u64, to: u64, wanted: &Wanted) -> Result<Range, Fail> {
+        // Beyond its own head a node answers in part and says nothing of it.
+        let head = ep.call("eth_blockNumber", json!([])).await?;
+        let head = number(&head).ok_or_else(|| Fail::False("eth_blockNumber is not a number".into()))?;
+        if head < from {
+            return Err(Fail::Unknown(format!("block {from}: it is at {head}")));
+        }
+        let to = to.min(head);
+        let each = wanted.blocks || wanted.transactions || wanted.receipts;
+        if each {
+            return self.each(ep, from, to.min(from + BLOCKS_AT_ONCE - 1), wanted).await;
+        }
+        if !wanted.logs {
+            return Ok(Range { blocks: Vec::new(), to: self.header(ep, Place::Number(to)).await?.at(self.chain) });
+        }
+        let mut span = self.span.load(Ordering::Relaxed).clamp(1, self.max_range);
+        loop {
+            let last = to.min(from.saturating_add(span - 1));
+            match self.logs_between(ep, from, last, wanted).await {
+                Ok(range) => {
+                    if last < to {
+                        self.span.store((span + span / 8 + 1).min(self.max_range), Ordering::Relaxed);
+                    }
+                    return Ok(range);
+                }
+                Err(Fail::TooLarge { why, hint }) => {
+                    if last == from {
+                        return self.each(ep, from, from, wanted).await;
+                    }
+                    let now = last - from + 1;
+                    let hinted = match hint {
+                        Some(Hint::Range(a, b)) if a == from => b - a + 1,
+                        Some(Hint::Span(n)) => n,
+                        _ => 0,
+                    };
+                    // A hint that does not shrink is an echo of the question.
+                    span = if hinted >= 1 && hinted < now { hinted } else { now / 2 };
+                    self.span.store(span, Ordering::Relaxed);
+                    tracing::debug!(chain = %self.name, %why, span, "asking for fewer blocks");
+                }
+                Err(other) => return Err(other),
+            }
+        }
+    }
+
+    async fn each(&self, ep: &Endpoint, from: u64, to: u64, wanted: &Wanted) -> Result<Range, Fail> {
+        let asked = futures::stream::iter(from..=to).map(|n| async move {
+            let fetched = self.fetch(ep, Place::Number(n), wanted).await?;
+            self.finish(fetched, wanted)
+        });
+        let blocks: Vec<Block> = asked.buffered(AT_ONCE).try_collect().await?;
+        linked(blocks.iter().map(Block::at))?;
+        let to = blocks.last().map(Block::at).ok_or_else(|| Fail::Other("an empty range was asked for".into()))?;
+        Ok(Range { blocks, to })
+    }
+
+    /// Logs of a range by filter, with the headers that they belong to.
+    async fn logs_between(&self, ep: &Endpoint, from: u64, to: u64, wanted: &Wanted) -> Result<Range, Fail> {
+        let mut by_block: BTreeMap<u64, Vec<wire::WireLog>> = BTreeMap::new();
+        for addresses in chunks(&wanted.addresses) {
+            for topics in chunks(&wanted.topic0) {
+                let mut filter = json!({ "fromBlock": U64::from(from), "toBlock": U64::from(to) });
+                if !addresses.is_empty() {
+                    filter["address"] = json!(addresses);
+                }
+                if !topics.is_empty() {
+                    filter["topics"] = json!([topics]);
+                }
+                let raw = ep.call("eth_getLogs", json!([filter])).await?;
+                let logs = wire::parse_logs(raw.get()).map_err(trouble)?;
+                if looks_cut(logs.len()) {
+                    let why = format!("exactly {} logs: taken for cut off", logs.len());
+                    return Err(Fail::TooLarge { why, hint: None });
+                }
+                for log in logs {
+                    let n = log.block_number.to::<u64>();
+                    if n < from || n > to {
+                        return Err(Fail::False(format!("a log of block {n} in the answer for {from} to {to}")));
+                    }
+                    by_block.entry(n).or_default().push(log);
+                }
+            }
+        }
+        let unfiltered = wanted.addresses.is_empty() && wanted.topic0.is_empty();
+        // Without a filter the bloom proves an answer complete: then every header is looked at.
+        let mut heights: BTreeSet<u64> =
+            if unfiltered { (from..=to).collect() } else { by_block.keys().copied().collect() };
+        heights.insert(to);
+        let asked = futures::stream::iter(heights).map(|n| self.header(ep, Place::Number(n)));
+        let headers: Vec<WireBlock> = asked.buffered(AT_ONCE).try_collect().await?;
+        linked(headers.iter().map(|h| h.at(self.chain)))?;
+        let last = headers.last().map(|h| h.at(self.chain)).ok_or_else(|| Fail::Other("no header".into()))?;
+        let mut blocks = Vec::new();
+        for header in headers {
+            let told = by_block.remove(&header.header.number).unwrap_or_default();
+            let logs = self.checked(&header, told, wanted, unfiltered)?;
+            if logs.is_empty() {
+                continue;
+            }
+            let none = Wanted::default();
+            let mut doubts = Vec::new();
+            let parts = Parts { block: header, logs: None, receipts: None };
+            let mut block = wire::assemble(self.chain, parts, &none, &self.quirks, &mut doubts).map_err(trouble)?;
+            block.logs = logs;
+            blocks.push(block);
+        }
+        Ok(Range { blocks, to: last })
+    }
+
+    fn checked(
+        &self,
+        header: &WireBlock,
+        told: Vec<wire::WireLog>,
+        wanted: &Wanted,
+        complete: bool,
+    ) -> Result<Vec<Log>, Fail> {
+        let mut logs = wire::logs_of(header, told).map_err(trouble)?;
+        if wanted.addresses.len() > FILTER_MOST || wanted.topic0.len() > FILTER_MOST {
+            // Several answers side by side: each was in order, together they are not.
+            logs.sort_by_key(|l| l.index);
+        }
+        let (at, bloom) = ((header.header.number, header.hash), &header.header.logs_bloom);
+        let contradiction = |c: verify::Contradiction| Fail::False(c.0);
+        if complete {
+            verify::all_logs(at, bloom, &logs, &self.quirks).map_err(contradiction)?;
+            return Ok(logs);
+        }
+        verify::in_order(&logs).map_err(contradiction)?;
+        if let Some(other) = logs.iter().find(|l| !wire::is_wanted(l, wanted)) {
+            return Err(Fail::False(format!("log {} of block {} was not asked for", other.index, at.0)));
+        }
+        if !self.quirks.bloom_unreliable {
+            let outside = self.quirks.may_state_sync(at.0).then(|| verify::state_sync_hash(at.0, at.1));
+            let inside: Vec<Log> = logs.iter().filter(|l| Some(l.transaction_hash) != outside).cloned().collect();
+            verify::in_bloom(bloom, &inside).map_err(contradiction)?;
+        }
+        Ok(logs)
+    }
+}
+
+fn chunks<T>(all: &[T]) -> Vec<&[T]> {
+    if all.is_empty() { vec![&[]] } else { all.chunks(FILTER_MOST).collect() }
+}
+
+/// Neighbours in height are parent and child.
+fn linked(blocks: impl Iterator<Item = BlockRef>) -> Result<(), Fail> {
+    let mut before: Option<BlockRef> = None;
+    for block in blocks {
+        if let Some(b) = before
+            && b.number + 1 == block.number
+            && b.hash != block.parent
+        {
+            return Err(Fail::False(format!("block {} is not the parent of {}", b.number, block.number)));
+        }
+        before = Some(block);
+    }
+    Ok(())
+}

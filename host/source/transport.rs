@@ -1,0 +1,306 @@
+//! One provider: its connection, its health, and what it says. `rpc -> [endpoint] -> the node`.
+//!
+//! Knows JSON-RPC calls and nothing of blocks. A URL may hold a key: what leaves here names scheme and host
+//! alone, whatever the library below puts into its errors.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use alloy_primitives::{B256, U64};
+use alloy_pubsub::RawSubscription;
+use alloy_rpc_client::{ClientBuilder, RpcClient};
+use alloy_transport::{RpcError, TransportErrorKind};
+use alloy_transport_ws::{WebSocketConfig, WsConnect};
+use rand::Rng;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use url::Url;
+
+use super::classify::{Asks, Hint, classify};
+use crate::model::ChainId;
+
+/// What a call came to, if not to an answer.
+#[derive(Clone, Debug)]
+pub(super) enum Fail {
+    /// The connection, not the question: another provider may do.
+    Dead(String),
+    Limited {
+        why: String,
+        after: Option<Duration>,
+    },
+    TooLarge {
+        why: String,
+        hint: Option<Hint>,
+    },
+    Unknown(String),
+    NoMethod(String),
+    NoTag,
+    False(String),
+    Other(String),
+    WrongChain(String),
+}
+
+const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+const BACKOFF_MOST: Duration = Duration::from_secs(10);
+const AGAIN_AFTER: Duration = Duration::from_millis(50);
+/// Rate limits are waited for so often within one call, with doubling waits: 0.25 s to 2 s.
+const LIMIT_TRIES: u32 = 4;
+/// The largest answer over WebSocket: receipts of the largest blocks are some 20 MiB.
+const ANSWER_MOST: usize = 256 << 20;
+
+pub(super) struct Endpoint {
+    url: Url,
+    /// Scheme and host: all that may be shown.
+    pub shown: String,
+    timeout: Duration,
+    headers: reqwest::header::HeaderMap,
+    expect: Mutex<Option<ChainId>>,
+    client: tokio::sync::Mutex<Option<RpcClient>>,
+    failures: AtomicU32,
+    retry_at: Mutex<Option<Instant>>,
+    pub no_block_receipts: AtomicBool,
+}
+
+impl Endpoint {
+    pub fn new(
+        url: &str,
+        timeout: Duration,
+        headers: reqwest::header::HeaderMap,
+        expect: Option<ChainId>,
+    ) -> Result<Self, String> {
+        // The text itself is not repeated: it may be a key.
+        let url = Url::parse(url).map_err(|e| format!("an rpc URL cannot be read: {e}"))?;
+        if !matches!(url.scheme(), "ws" | "wss" | "http" | "https") {
+            return Err(format!("an rpc URL has the scheme {:?}; use ws, wss, http or https", url.scheme()));
+        }
+        let host = url.host_str().ok_or("an rpc URL has no host")?;
+        let port = url.port().map(|p| format!(":{p}")).unwrap_or_default();
+        let shown = format!("{}://{host}{port}", url.scheme());
+        Ok(Self {
+            url,
+            shown,
+            timeout,
+            headers,
+            expect: Mutex::new(expect),
+            client: tokio::sync::Mutex::new(None),
+            failures: AtomicU32::new(0),
+            retry_at: Mutex::new(None),
+            no_block_receipts: AtomicBool::new(false),
+        })
+    }
+
+    pub fn is_websocket(&self) -> bool {
+        matches!(self.url.scheme(), "ws" | "wss")
+    }
+
+    pub fn expect(&self, chain: ChainId) {
+        *self.expect.lock().expect("no panic while held") = Some(chain);
+    }
+
+    /// Nothing of the URL but scheme and host, and not more than a line.
+    fn redact(&self, text: &str) -> String {
+        let mut text = text.replace(self.url.as_str(), &self.shown);
+        let mut secrets: Vec<String> = vec![self.url.username().into(), self.url.password().unwrap_or("").into()];
+        secrets.extend(self.url.path().split('/').map(String::from));
+        secrets.extend(self.url.query_pairs().map(|(_, v)| v.into_owned()));
+        secrets.extend(self.url.query().map(String::from));
+        for secret in secrets.iter().filter(|s| s.len() >= 6) {
+            text = text.replace(secret.as_str(), "***");
+        }
+        let line = text.lines().next().unwrap_or("").chars().take(300).collect::<String>();
+        format!("{}: {line}", self.shown)
+    }
+
+    async fn connect(&self) -> Result<RpcClient, Fail> {
+        let dead = |e: &dyn std::fmt::Display| Fail::Dead(self.redact(&format!("no connection: {e}")));
+        let client = if self.is_websocket() {
+            let config =
+                WebSocketConfig::default().max_message_size(Some(ANSWER_MOST)).max_frame_size(Some(ANSWER_MOST));
+            // One try: reconnecting is decided here, where other providers are known of.
+            let connect = WsConnect::new(self.url.as_str()).with_config(config).with_max_retries(1);
+            let opening = ClientBuilder::default().ws(connect);
+            tokio::time::timeout(self.timeout, opening)
+                .await
+                .map_err(|_| dead(&format!("no answer in {} ms", self.timeout.as_millis())))?
+                .map_err(|e| dead(&e))?
+        } else {
+            let http = reqwest::Client::builder()
+                .timeout(self.timeout)
+                .default_headers(self.headers.clone())
+                .redirect(reqwest::redirect::Policy::none())
+                .build()
+                .map_err(|e| dead(&e.without_url()))?;
+            ClientBuilder::default().http_with_client(http, self.url.clone())
+        };
+        let id = self.ask(&client, "eth_chainId", &serde_json::json!([])).await?;
+        let id: U64 = serde_json::from_str(id.get())
+            .map_err(|e| Fail::Other(self.redact(&format!("eth_chainId is not a number: {e}"))))?;
+        let found = ChainId(id.to());
+        match *self.expect.lock().expect("no panic while held") {
+            Some(expected) if expected != found => Err(Fail::WrongChain(format!(
+                "{} serves {found}, but {expected} is configured: correct `rpc` or `chain_id` of this chain",
+                self.shown
+            ))),
+            _ => Ok(client),
+        }
+    }
+
+    /// One question over one connection, no retries.
+    async fn ask(&self, client: &RpcClient, method: &'static str, params: &Value) -> Result<Box<RawValue>, Fail> {
+        let asking = client.request::<&Value, Box<RawValue>>(method, params);
+        match tokio::time::timeout(self.timeout, asking).await {
+            Err(_) => Err(Fail::Dead(self.redact(&format!("{method}: no answer in {} ms", self.timeout.as_millis())))),
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(e)) => Err(self.fail(method, &e)),
+        }
+    }
+
+    fn fail(&self, method: &str, e: &RpcError<TransportErrorKind>) -> Fail {
+        let (code, message, after, http) = match e {
+            RpcError::ErrorResp(payload) => (payload.code, payload.message.to_string(), None, None),
+            RpcError::Transport(TransportErrorKind::HttpError(h)) => (0, h.body.clone(), None, Some(h.status)),
+            RpcError::Transport(TransportErrorKind::HttpErrorWithRetryAfter { error, retry_after }) => {
+                (0, error.body.clone(), Some(*retry_after), Some(error.status))
+            }
+            RpcError::NullResp => return Fail::Unknown(format!("what {method} asks for")),
+            RpcError::DeserError { err, .. } => {
+                return Fail::Dead(self.redact(&format!("{method}: the answer is not JSON-RPC: {err}")));
+            }
+            other => return Fail::Dead(self.redact(&format!("{method}: {other}"))),
+        };
+        // Some providers answer an error's JSON with an HTTP status of 4xx or 5xx.
+        let (code, message) = match (http, serde_json::from_str::<Value>(&message)) {
+            (Some(_), Ok(body)) if body.get("error").is_some_and(Value::is_object) => (
+                body["error"]["code"].as_i64().unwrap_or(0),
+                body["error"]["message"].as_str().unwrap_or("").to_owned(),
+            ),
+            _ => (code, message),
+        };
+        let status = http.map(|s| format!("HTTP {s}: ")).unwrap_or_default();
+        let why = self.redact(&format!("{method}: {status}{message} ({code})"));
+        if http == Some(429) || (after.is_some() && http == Some(503)) {
+            return Fail::Limited { why, after };
+        }
+        match classify(method, code, &message) {
+            Asks::Wait => Fail::Limited { why, after },
+            Asks::Less(hint) => Fail::TooLarge { why, hint },
+            // A body of HTML may hold any word: only a JSON-RPC error says these.
+            _ if http.is_some() && code == 0 => match http {
+                Some(413) => Fail::TooLarge { why, hint: None },
+                _ => Fail::Dead(why),
+            },
+            Asks::Unknown => Fail::Unknown(why),
+            Asks::NoMethod => Fail::NoMethod(why),
+            Asks::NoTag => Fail::NoTag,
+            Asks::Other => Fail::Other(why),
+        }
+    }
+
+    async fn client(&self) -> Result<RpcClient, Fail> {
+        if let Some(at) = *self.retry_at.lock().expect("no panic while held")
+            && at > Instant::now()
+        {
+            let ms = at.saturating_duration_since(Instant::now()).as_millis();
+            return Err(Fail::Dead(format!("{}: it failed; asked again in {ms} ms", self.shown)));
+        }
+        let mut slot = self.client.lock().await;
+        if let Some(client) = slot.as_ref() {
+            return Ok(client.clone());
+        }
+        let client = self.connect().await.inspect_err(|_| self.failed())?;
+        *slot = Some(client.clone());
+        Ok(client)
+    }
+
+    fn failed(&self) {
+        let n = self.failures.fetch_add(1, Ordering::Relaxed).min(16);
+        let wait = BACKOFF_FIRST.saturating_mul(1 << n.min(10)).min(BACKOFF_MOST);
+        *self.retry_at.lock().expect("no panic while held") = Some(Instant::now() + jitter(wait));
+    }
+
+    /// Drops the connection, so that the next call opens one (and asks for the chain id again).
+    pub async fn reset(&self) {
+        *self.client.lock().await = None;
+    }
+
+    /// One call. Rate limits are waited for a while; a connection that fails is dropped.
+    pub async fn call(&self, method: &'static str, params: Value) -> Result<Box<RawValue>, Fail> {
+        let (mut tries, mut again) = (0, false);
+        loop {
+            let client = self.client().await?;
+            let answer = self.ask(&client, method, &params).await;
+            match &answer {
+                // Once more, over a new connection: an operation of many calls must not fall with one of them.
+                Err(Fail::Dead(_) | Fail::Other(_)) if !again => {
+                    again = true;
+                    if matches!(answer, Err(Fail::Dead(_))) {
+                        self.reset().await;
+                    }
+                    tokio::time::sleep(jitter(AGAIN_AFTER)).await;
+                    continue;
+                }
+                Err(Fail::Dead(_)) => {
+                    self.reset().await;
+                    self.failed();
+                }
+                Err(Fail::Limited { after, .. }) if tries < LIMIT_TRIES => {
+                    let wait = after.unwrap_or(Duration::from_millis(250 << tries));
+                    if wait <= self.timeout {
+                        tries += 1;
+                        tokio::time::sleep(jitter(wait)).await;
+                        continue;
+                    }
+                }
+                _ => {
+                    self.failures.store(0, Ordering::Relaxed);
+                    *self.retry_at.lock().expect("no panic while held") = None;
+                }
+            }
+            return answer;
+        }
+    }
+
+    pub async fn subscribe(&self) -> Result<RawSubscription, Fail> {
+        let client = self.client().await?;
+        let id = self.ask(&client, "eth_subscribe", &serde_json::json!(["newHeads"])).await?;
+        let id: B256 =
+            serde_json::from_str(id.get()).map_err(|e| Fail::Other(self.redact(&format!("eth_subscribe: {e}"))))?;
+        let frontend = client.pubsub_frontend().ok_or_else(|| Fail::Other("not a WebSocket".into()))?;
+        frontend.get_subscription(id).await.map_err(|e| Fail::Dead(self.redact(&e.to_string())))
+    }
+
+    pub async fn chain(&self) -> Result<ChainId, Fail> {
+        let id = self.call("eth_chainId", serde_json::json!([])).await?;
+        let id: U64 = serde_json::from_str(id.get()).map_err(|e| Fail::Other(self.redact(&e.to_string())))?;
+        Ok(ChainId(id.to()))
+    }
+}
+
+/// Between one and one and a half times: many clients must not come back at once, none before it was told.
+pub(super) fn jitter(wait: Duration) -> Duration {
+    wait.mul_f64(rand::rng().random_range(1.0..1.5))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_part_of_a_url_but_scheme_and_host_is_shown() {
+        let url = "wss://user:passw0rd@node.example:8546/v2/s3cretKey123?token=abcdef99";
+        let e = Endpoint::new(url, Duration::from_secs(1), Default::default(), None).unwrap();
+        for text in [
+            format!("error sending request for url ({url})"),
+            "bad key s3cretKey123 of user with passw0rd, token=abcdef99".into(),
+        ] {
+            let shown = e.redact(&text);
+            assert!(shown.starts_with("wss://node.example:8546: "), "{shown}");
+            for secret in ["s3cretKey123", "passw0rd", "abcdef99"] {
+                assert!(!shown.contains(secret), "{shown}");
+            }
+        }
+        let refused = Endpoint::new("ftp://a/s3cretKey123", Duration::from_secs(1), Default::default(), None);
+        assert!(!refused.err().unwrap().contains("s3cret"));
+    }
+}

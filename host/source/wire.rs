@@ -1,0 +1,530 @@
+//! The JSON of the Ethereum JSON-RPC, and its way into the model: parse, verify, assemble.
+//! `node or recording -> [wire] -> model::Block`. The form is the execution-apis specification's.
+//!
+//! Knows nothing of connections or files. Everything here is hostile until [`assemble`] has proven it
+//! against the header with [`crate::chain::verify`].
+
+use alloy_consensus::{Eip658Value, TxEnvelope};
+use alloy_eips::eip4895::Withdrawal;
+use alloy_primitives::{Address, B256, Bytes, U64, U128, U256};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::chain::verify::{self, Check, Contradiction, Quirks, ReceiptFacts};
+use crate::model::{Block, BlockRef, ChainId, Header, Log, Transaction, Wanted};
+
+/// Why parts do not make a block.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Trouble {
+    #[error("{0}")]
+    False(String),
+    /// The parts are not contradicted, but do not hold this.
+    #[error("{0} are missing")]
+    Lacks(&'static str),
+}
+
+impl From<Contradiction> for Trouble {
+    fn from(c: Contradiction) -> Self {
+        Self::False(c.0)
+    }
+}
+
+fn unreadable(what: &str, e: &serde_json::Error) -> Trouble {
+    Trouble::False(format!("{what} is not in the form of the specification: {e}"))
+}
+
+/// Names that a header may have in JSON without being hashed otherwise than Ethereum does.
+const KNOWN_FIELDS: &[&str] = &[
+    "hash",
+    "parentHash",
+    "sha3Uncles",
+    "miner",
+    "author",
+    "stateRoot",
+    "transactionsRoot",
+    "receiptsRoot",
+    "logsBloom",
+    "difficulty",
+    "totalDifficulty",
+    "number",
+    "gasLimit",
+    "gasUsed",
+    "timestamp",
+    "extraData",
+    "mixHash",
+    "nonce",
+    "baseFeePerGas",
+    "withdrawalsRoot",
+    "blobGasUsed",
+    "excessBlobGas",
+    "parentBeaconBlockRoot",
+    "requestsHash",
+    "blockAccessListHash",
+    "slotNumber",
+    "transactions",
+    "uncles",
+    "withdrawals",
+    "size",
+    "sealFields",
+];
+
+/// Chains whose headers are Ethereum's: no unknown field excuses a wrong hash there.
+const PLAIN_HEADERS: &[u64] = &[1, 10, 8453, 17000, 560048, 11155111];
+
+#[derive(Clone, Debug)]
+pub enum Listed {
+    Hashes(Vec<B256>),
+    Full(Vec<Envelope>),
+}
+
+/// A transaction as the node tells it, and as it is hashed where its type is known.
+#[derive(Clone, Debug)]
+pub struct Envelope {
+    pub told: WireTransaction,
+    pub hashed: Option<TxEnvelope>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WireTransaction {
+    pub hash: B256,
+    pub block_hash: Option<B256>,
+    pub transaction_index: Option<U64>,
+    pub from: Address,
+    pub to: Option<Address>,
+    pub value: U256,
+    pub input: Bytes,
+    pub nonce: U64,
+    pub gas: U64,
+    pub gas_price: Option<U128>,
+    pub max_fee_per_gas: Option<U128>,
+    pub max_priority_fee_per_gas: Option<U128>,
+    #[serde(rename = "type")]
+    pub kind: Option<U64>,
+}
+
+/// `eth_getBlockBy...`, its header's hash not checked yet.
+#[derive(Clone, Debug)]
+pub struct WireBlock {
+    pub hash: B256,
+    pub header: alloy_consensus::Header,
+    /// Names of header fields that Ethereum does not have.
+    foreign: Vec<String>,
+    pub transactions: Listed,
+    pub withdrawals: Option<Vec<Withdrawal>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Outer {
+    hash: B256,
+    transactions: Option<Vec<Box<RawValue>>>,
+    withdrawals: Option<Vec<Withdrawal>>,
+}
+
+#[derive(Deserialize)]
+struct Hashed {
+    hash: B256,
+}
+
+fn parse_header(json: &str) -> Result<(alloy_consensus::Header, Vec<String>), Trouble> {
+    let header: alloy_consensus::Header = serde_json::from_str(json).map_err(|e| unreadable("the header", &e))?;
+    let told: Hashed = serde_json::from_str(json).map_err(|e| unreadable("the header", &e))?;
+    // Only where the hash does not fit is it of interest why.
+    if header.hash_slow() == told.hash {
+        return Ok((header, Vec::new()));
+    }
+    let all: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(json).map_err(|e| unreadable("the block", &e))?;
+    Ok((header, all.into_iter().map(|(k, _)| k).filter(|k| !KNOWN_FIELDS.contains(&k.as_str())).collect()))
+}
+
+/// The verified place of a block, without a look at its transactions.
+pub fn place(json: &str, chain: ChainId, quirks: &Quirks, doubts: &mut Vec<String>) -> Result<BlockRef, Trouble> {
+    let (header, foreign) = parse_header(json)?;
+    let told: Hashed = serde_json::from_str(json).map_err(|e| unreadable("the header", &e))?;
+    let block = WireBlock { hash: told.hash, header, foreign, transactions: Listed::Hashes(vec![]), withdrawals: None };
+    block.verify(chain, quirks, doubts)
+}
+
+impl WireBlock {
+    pub fn parse(json: &str) -> Result<Self, Trouble> {
+        let (header, foreign) = parse_header(json)?;
+        let outer: Outer = serde_json::from_str(json).map_err(|e| unreadable("the block", &e))?;
+        let listed =
+            outer.transactions.ok_or_else(|| Trouble::False("the block has no list of transactions".into()))?;
+        let transactions = if listed.first().is_some_and(|t| t.get().starts_with('"')) {
+            let hashes = listed.iter().map(|t| serde_json::from_str(t.get()));
+            Listed::Hashes(hashes.collect::<Result<_, _>>().map_err(|e| unreadable("a transaction hash", &e))?)
+        } else {
+            Listed::Full(listed.iter().map(|t| Envelope::parse(t.get())).collect::<Result<_, _>>()?)
+        };
+        Ok(Self { hash: outer.hash, header, foreign, transactions, withdrawals: outer.withdrawals })
+    }
+
+    pub fn at(&self, chain: ChainId) -> BlockRef {
+        let h = &self.header;
+        BlockRef { chain, number: h.number, hash: self.hash, parent: h.parent_hash, time: h.timestamp }
+    }
+
+    pub fn hash_at(&self, index: usize) -> Option<B256> {
+        match &self.transactions {
+            Listed::Hashes(all) => all.get(index).copied(),
+            Listed::Full(all) => all.get(index).map(|t| t.told.hash),
+        }
+    }
+
+    pub fn count(&self) -> usize {
+        match &self.transactions {
+            Listed::Hashes(all) => all.len(),
+            Listed::Full(all) => all.len(),
+        }
+    }
+
+    /// Its last transaction is Bor's state-sync transaction.
+    fn state_synced(&self, quirks: &Quirks) -> bool {
+        let n = self.header.number;
+        quirks.may_state_sync(n)
+            && self.count() > 0
+            && self.hash_at(self.count() - 1) == Some(verify::state_sync_hash(n, self.hash))
+    }
+
+    /// What the header alone can prove. Reasons why something cannot be told go to `doubts`.
+    pub fn verify(&self, chain: ChainId, quirks: &Quirks, doubts: &mut Vec<String>) -> Result<BlockRef, Trouble> {
+        let foreign = if PLAIN_HEADERS.contains(&chain.0) { &[] } else { self.foreign.as_slice() };
+        note(verify::header_hash(&self.header, self.hash, foreign, quirks)?, doubts);
+        Ok(self.at(chain))
+    }
+
+    /// No logs that are wanted can be in this block, says its (verified) bloom.
+    pub fn excludes(&self, wanted: &Wanted, quirks: &Quirks) -> bool {
+        !quirks.bloom_unreliable
+            && !quirks.may_state_sync(self.header.number)
+            && !verify::may_hold(&self.header.logs_bloom, &wanted.addresses, &wanted.topic0)
+    }
+}
+
+fn note(check: Check, doubts: &mut Vec<String>) {
+    if let Check::CannotTell(why) = check {
+        doubts.push(why);
+    }
+}
+
+impl Envelope {
+    fn parse(json: &str) -> Result<Self, Trouble> {
+        let told: WireTransaction = serde_json::from_str(json).map_err(|e| unreadable("a transaction", &e))?;
+        let hashed = if told.kind.is_none_or(|k| k.to::<u64>() <= 4) {
+            Some(serde_json::from_str(json).map_err(|e| unreadable("a transaction", &e))?)
+        } else {
+            None
+        };
+        Ok(Self { told, hashed })
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WireLog {
+    pub address: Address,
+    pub topics: Vec<B256>,
+    pub data: Bytes,
+    pub block_hash: B256,
+    pub block_number: U64,
+    pub transaction_hash: B256,
+    pub transaction_index: U64,
+    pub log_index: U64,
+    #[serde(default)]
+    pub removed: Option<bool>,
+}
+
+impl WireLog {
+    pub fn into_model(self) -> Result<Log, Trouble> {
+        if self.removed == Some(true) {
+            return Err(Trouble::False(format!("log {} is marked as removed", self.log_index)));
+        }
+        let small = |n: U64| u32::try_from(n.to::<u64>()).map_err(|_| Trouble::False(format!("{n} is not an index")));
+        Ok(Log {
+            index: small(self.log_index)?,
+            transaction_index: small(self.transaction_index)?,
+            transaction_hash: self.transaction_hash,
+            address: self.address,
+            topics: self.topics,
+            data: self.data,
+        })
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WireReceipt {
+    pub transaction_hash: B256,
+    pub transaction_index: U64,
+    pub block_hash: B256,
+    pub cumulative_gas_used: U64,
+    pub gas_used: U64,
+    pub effective_gas_price: Option<U128>,
+    pub contract_address: Option<Address>,
+    pub logs: Vec<WireLog>,
+    #[serde(rename = "type")]
+    pub kind: Option<U64>,
+    pub status: Option<U64>,
+    pub root: Option<Bytes>,
+}
+
+pub fn parse_logs(json: &str) -> Result<Vec<WireLog>, Trouble> {
+    serde_json::from_str(json).map_err(|e| unreadable("the list of logs", &e))
+}
+
+pub fn parse_receipts(json: &str) -> Result<Vec<WireReceipt>, Trouble> {
+    serde_json::from_str(json).map_err(|e| unreadable("the list of receipts", &e))
+}
+
+/// Every log belongs to this block. Order and completeness are not looked at.
+pub fn logs_of(block: &WireBlock, logs: Vec<WireLog>) -> Result<Vec<Log>, Trouble> {
+    let mut all = Vec::with_capacity(logs.len());
+    for log in logs {
+        if log.block_hash != block.hash || log.block_number.to::<u64>() != block.header.number {
+            return Err(Trouble::False(format!(
+                "log {} is of block {} ({}), not of block {} ({})",
+                log.log_index, log.block_number, log.block_hash, block.header.number, block.hash
+            )));
+        }
+        let log = log.into_model()?;
+        if block.hash_at(log.transaction_index as usize) != Some(log.transaction_hash) {
+            return Err(Trouble::False(format!(
+                "log {} names transaction {} at place {}, where the block has another",
+                log.index, log.transaction_hash, log.transaction_index
+            )));
+        }
+        all.push(log);
+    }
+    Ok(all)
+}
+
+/// What is known of one block. `None` is "not known", never "none".
+pub struct Parts {
+    pub block: WireBlock,
+    pub logs: Option<Vec<WireLog>>,
+    pub receipts: Option<Vec<WireReceipt>>,
+}
+
+struct Receipts {
+    told: Vec<WireReceipt>,
+    logs: Vec<Log>,
+    /// The root was recomputed and is the header's.
+    proven: bool,
+}
+
+fn check_receipts(
+    block: &WireBlock,
+    mut told: Vec<WireReceipt>,
+    quirks: &Quirks,
+    doubts: &mut Vec<String>,
+) -> Result<Receipts, Trouble> {
+    let (count, outside) = (block.count(), usize::from(block.state_synced(quirks)));
+    if told.len() != count && told.len() != count - outside {
+        return Err(Trouble::False(format!("{count} transactions, but {} receipts", told.len())));
+    }
+    let mut facts = Vec::with_capacity(told.len());
+    let mut logs = Vec::new();
+    for (i, receipt) in told.iter_mut().enumerate() {
+        let fits = receipt.transaction_index.to::<u64>() == i as u64
+            && block.hash_at(i) == Some(receipt.transaction_hash)
+            && receipt.block_hash == block.hash;
+        if !fits {
+            return Err(Trouble::False(format!("receipt {i} is of another transaction or block")));
+        }
+        let own = logs_of(block, std::mem::take(&mut receipt.logs))?;
+        if own.iter().any(|log| log.transaction_index as usize != i) {
+            return Err(Trouble::False(format!("receipt {i} holds the log of another transaction")));
+        }
+        logs.extend(own.iter().cloned());
+        if i < count - outside {
+            let outcome = match (&receipt.status, &receipt.root) {
+                (Some(status), _) => Eip658Value::Eip658(!status.is_zero()),
+                (None, Some(root)) if root.len() == 32 => Eip658Value::PostState(B256::from_slice(root)),
+                _ => return Err(Trouble::False(format!("receipt {i} has neither status nor root"))),
+            };
+            let kind = u8::try_from(receipt.kind.unwrap_or_default().to::<u64>())
+                .map_err(|_| Trouble::False(format!("receipt {i} has a type above 255")))?;
+            facts.push(ReceiptFacts {
+                kind,
+                outcome,
+                cumulative_gas_used: receipt.cumulative_gas_used.to(),
+                logs: own,
+            });
+        }
+    }
+    let check = verify::receipts(&facts, block.header.receipts_root)?;
+    let proven = check == Check::Holds;
+    note(check, doubts);
+    if proven {
+        let mut before = 0u64;
+        for (i, (receipt, facts)) in told.iter().zip(&facts).enumerate() {
+            let own = facts.cumulative_gas_used.checked_sub(before);
+            if own != Some(receipt.gas_used.to()) {
+                return Err(Trouble::False(format!("receipt {i} tells another gas than its place in the sum")));
+            }
+            before = facts.cumulative_gas_used;
+        }
+    }
+    Ok(Receipts { told, logs, proven })
+}
+
+fn check_transactions(
+    block: &WireBlock,
+    all: &[Envelope],
+    quirks: &Quirks,
+    doubts: &mut Vec<String>,
+) -> Result<(), Trouble> {
+    let inside = all.len() - usize::from(block.state_synced(quirks));
+    // Bor may tell the place that a state-sync transaction had in an orphaned sibling: it is known by its hash.
+    for (i, tx) in all[..inside].iter().enumerate() {
+        let placed = tx.told.transaction_index.is_none_or(|t| t.to::<u64>() == i as u64)
+            && tx.told.block_hash.is_none_or(|h| h == block.hash);
+        if !placed {
+            return Err(Trouble::False(format!("transaction {i} is placed elsewhere by its own fields")));
+        }
+    }
+    let mut known = Vec::with_capacity(inside);
+    for tx in &all[..inside] {
+        match &tx.hashed {
+            Some(envelope) => known.push((envelope.clone(), tx.told.hash, tx.told.from)),
+            None => {
+                doubts.push(format!("a transaction has the type {:#x}", tx.told.kind.unwrap_or_default()));
+                return Ok(());
+            }
+        }
+    }
+    note(verify::transactions(&known, block.header.transactions_root, quirks)?, doubts);
+    Ok(())
+}
+
+/// Verifies the parts against the header and each other, and takes what is wanted.
+/// `doubts` receives the named reasons why something could not be told.
+pub fn assemble(
+    chain: ChainId,
+    parts: Parts,
+    wanted: &Wanted,
+    quirks: &Quirks,
+    doubts: &mut Vec<String>,
+) -> Result<Block, Trouble> {
+    let Parts { block, logs, receipts } = parts;
+    let at = block.verify(chain, quirks, doubts)?;
+    note(verify::withdrawals(block.withdrawals.as_deref(), block.header.withdrawals_root)?, &mut Vec::new());
+    if let Listed::Full(all) = &block.transactions {
+        check_transactions(&block, all, quirks, doubts)?;
+    }
+    let receipts = match receipts {
+        Some(told) => Some(check_receipts(&block, told, quirks, doubts)?),
+        None if wanted.receipts => return Err(Trouble::Lacks("receipts")),
+        None => None,
+    };
+    let logs = if wanted.logs { take_logs(&block, logs, receipts.as_ref(), wanted, quirks)? } else { Vec::new() };
+    let transactions =
+        if wanted.transactions || wanted.receipts { take_transactions(&block, receipts.as_ref())? } else { Vec::new() };
+    let h = &block.header;
+    let header = Header {
+        at,
+        gas_used: h.gas_used,
+        gas_limit: h.gas_limit,
+        base_fee: h.base_fee_per_gas,
+        beneficiary: h.beneficiary,
+        transaction_count: u32::try_from(block.count()).ok(),
+    };
+    Ok(Block { header, transactions, logs })
+}
+
+fn take_logs(
+    block: &WireBlock,
+    logs: Option<Vec<WireLog>>,
+    receipts: Option<&Receipts>,
+    wanted: &Wanted,
+    quirks: &Quirks,
+) -> Result<Vec<Log>, Trouble> {
+    let place = (block.header.number, block.hash);
+    let mut all = match (logs, receipts) {
+        (Some(told), receipts) => {
+            let all = logs_of(block, told)?;
+            verify::all_logs(place, &block.header.logs_bloom, &all, quirks)?;
+            if let Some(r) = receipts {
+                let outside = verify::state_sync_hash(place.0, place.1);
+                let same = all
+                    .iter()
+                    .filter(|l| l.transaction_hash != outside)
+                    .eq(r.logs.iter().filter(|l| l.transaction_hash != outside));
+                if !same {
+                    return Err(Trouble::False("the logs are not those of the receipts".into()));
+                }
+            }
+            all
+        }
+        // A node may leave the state-sync receipt out: then its logs are not known.
+        (None, Some(r)) if r.told.len() < block.count() => return Err(Trouble::Lacks("logs")),
+        (None, Some(r)) => {
+            verify::all_logs(place, &block.header.logs_bloom, &r.logs, quirks)?;
+            r.logs.clone()
+        }
+        (None, None) if block.excludes(wanted, quirks) => Vec::new(),
+        (None, None) => return Err(Trouble::Lacks("logs")),
+    };
+    all.retain(|log| is_wanted(log, wanted));
+    Ok(all)
+}
+
+pub fn is_wanted(log: &Log, wanted: &Wanted) -> bool {
+    (wanted.addresses.is_empty() || wanted.addresses.contains(&log.address))
+        && (wanted.topic0.is_empty() || log.topics.first().is_some_and(|t| wanted.topic0.contains(t)))
+}
+
+fn take_transactions(block: &WireBlock, receipts: Option<&Receipts>) -> Result<Vec<Transaction>, Trouble> {
+    let Listed::Full(all) = &block.transactions else {
+        return if block.count() == 0 { Ok(Vec::new()) } else { Err(Trouble::Lacks("transactions")) };
+    };
+    all.iter()
+        .enumerate()
+        .map(|(i, tx)| {
+            let told = &tx.told;
+            let receipt = receipts.and_then(|r| r.told.get(i).map(|one| (one, r.proven)));
+            let success = receipt.and_then(|(r, _)| r.status).map(|s| !s.is_zero());
+            let created = match receipt {
+                Some(_) if success == Some(false) => None,
+                // Proven transactions: computed, not believed.
+                Some(_) if told.to.is_none() && tx.hashed.is_some() => {
+                    Some(verify::created(told.from, told.nonce.to()))
+                }
+                Some((r, _)) => r.contract_address,
+                None => None,
+            };
+            let kind = u8::try_from(told.kind.unwrap_or_default().to::<u64>())
+                .map_err(|_| Trouble::False(format!("transaction {i} has a type above 255")))?;
+            Ok(Transaction {
+                index: u32::try_from(i).map_err(|_| Trouble::False("too many transactions".into()))?,
+                hash: told.hash,
+                from: told.from,
+                to: told.to,
+                created,
+                value: told.value,
+                input: told.input.clone(),
+                nonce: told.nonce.to(),
+                kind,
+                gas_limit: told.gas.to(),
+                gas_used: receipt.map(|(r, _)| r.gas_used.to()),
+                gas_price: receipt
+                    .and_then(|(r, _)| r.effective_gas_price)
+                    .map_or_else(|| price(told, block.header.base_fee_per_gas), |p| p.to()),
+                success,
+            })
+        })
+        .collect()
+}
+
+/// EIP-1559's effective gas price, from the transaction and the block alone.
+fn price(tx: &WireTransaction, base_fee: Option<u64>) -> u128 {
+    match (tx.max_fee_per_gas, tx.max_priority_fee_per_gas, base_fee) {
+        // A legacy transaction has no say in these, whatever fields it is told with.
+        _ if tx.kind.unwrap_or_default().to::<u64>() < 2 => tx.gas_price.unwrap_or_default().to(),
+        (Some(most), Some(tip), Some(base)) => most.to::<u128>().min(u128::from(base).saturating_add(tip.to::<u128>())),
+        _ => tx.gas_price.unwrap_or_default().to(),
+    }
+}

@@ -1,0 +1,50 @@
+//! Ether (or whatever a chain's own coin is) that transactions move, filtered by party or amount.
+
+use chainweir_sdk::prelude::*;
+
+/// The plugin's configuration. Without it, every successful transaction that moves value is emitted.
+#[config]
+pub struct NativeTransfers {
+    /// Only transactions from or to one of these.
+    #[default]
+    parties: Vec<Address>,
+    /// Only values of this many wei, or more.
+    #[default(U256::from(1))]
+    min: U256,
+}
+
+/// Value moved by a transaction, in wei.
+#[stream(name = "transfers", key = to)]
+pub struct Moved {
+    from: Address,
+    /// The receiver, or the contract that the transaction created.
+    to: Address,
+    value: U256,
+    tx: B256,
+    tx_index: u32,
+}
+
+/// Emits the value that successful transactions move. What contracts move among themselves is not in it.
+#[plugin(streams(Moved))]
+impl NativeTransfers {
+    fn wanted(&self) -> Vec<Subscription> {
+        let successful = Subscription::transactions().success(true);
+        if self.parties.is_empty() {
+            return vec![successful];
+        }
+        // A party may be on either side. A contract in creation has no `to` yet, and is found by its creator alone.
+        vec![successful.clone().senders(&self.parties), successful.receivers(&self.parties)]
+    }
+
+    #[transaction(subscribe = self.wanted())]
+    fn transaction(&self, tx: &TransactionView, out: &mut Out<Self>) -> Result {
+        let value = tx.value();
+        if value.is_zero() || value < self.min {
+            return Ok(());
+        }
+        let Some(to) = tx.to().or(tx.created()) else {
+            reject!("the transaction {} moves value to nobody", tx.hash());
+        };
+        out.emit(&Moved { from: tx.from(), to, value, tx: *tx.hash(), tx_index: tx.index() })
+    }
+}

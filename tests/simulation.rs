@@ -1,0 +1,226 @@
+//! Promises 1 and 2: whatever the chain does, what a plugin holds and what has left equal a run that saw the
+//! final chain only. A seeded chain in memory, the real router, journal, lanes, plugin and sinks.
+//!
+//! `CHAINWEIR_SEED=n` replays one run, `CHAINWEIR_SEEDS=n` sets how many there are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use alloy_primitives::U256;
+use chainweir::config::Config;
+use chainweir::model::Op;
+use chainweir::router::{self, Running};
+use chainweir::source::Source;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::Value;
+
+use crate::harness::sim::{SimChain, expected_totals};
+use crate::harness::{guests, until};
+
+const CONFIG: &str = r#"
+[http]
+listen = "off"
+
+[chain.sim]
+rpc = "http://127.0.0.1:1"
+start = 0
+
+[output.now]
+type = "file"
+path = "now.ndjson"
+
+[output.third]
+type = "file"
+path = "third.ndjson"
+
+[output.final]
+type = "file"
+path = "final.ndjson"
+
+[output.store]
+type = "sqlite"
+path = "store.db"
+
+[[route]]
+from = "erc20-transfers.transfers"
+to = ["now", "store"]
+
+[[route]]
+from = "erc20-transfers.transfers"
+to = ["third"]
+when = { confirmations = 3 }
+
+[[route]]
+from = "erc20-transfers.transfers"
+to = ["final"]
+when = "finalized"
+"#;
+
+async fn start(dir: &Path, chain: &Arc<SimChain>) -> Running {
+    let config = Config::parse(CONFIG, dir, "chainweir.toml").expect("the configuration is right");
+    let given = BTreeMap::from([("sim".to_owned(), chain.clone() as Arc<dyn Source>)]);
+    router::start_with(config, given).await.expect("the router starts")
+}
+
+/// Waits until the plugin stands at the tip and every lane has nothing left that is due.
+async fn settled(running: &Running, chain: &SimChain, path: &Path) {
+    let tip = chain.tip();
+    let handle = running.handle.clone();
+    let watch = tokio::spawn(async move {
+        tokio::time::sleep(std::time::Duration::from_secs(20)).await;
+        println!("still waiting: {}", serde_json::to_string_pretty(&**handle.status.borrow()).unwrap());
+    });
+    until("the plugin to reach the tip", || async {
+        let status = running.handle.status.borrow().clone();
+        let consumer = status.plugins.first()?.chains.first()?;
+        (consumer.cursor.as_ref()?.hash == tip.hash.to_string()).then_some(())
+    })
+    .await;
+    watch.abort();
+    // The first output is due at once: when its file holds everything, so does the journal.
+    let last = running.handle.journal.tracks().unwrap()[0].last_offset;
+    until("the file to hold the last entry", || async {
+        (last == 0 || read(&path.join("now.ndjson")).last()?["cursor"].as_str()? == last.to_string()).then_some(())
+    })
+    .await;
+}
+
+fn read(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).expect("a line of NDJSON")).collect()
+}
+
+/// Applies and retracts by emission, and insists that nothing is applied twice or retracted unheard.
+fn net(events: &[Value]) -> BTreeSet<(u64, String)> {
+    let mut held: BTreeMap<String, (u64, String)> = BTreeMap::new();
+    let mut seen = BTreeSet::new();
+    for event in events {
+        let id = event["id"].as_str().unwrap().to_owned();
+        assert!(seen.insert(id), "delivered twice: {event}");
+        let emission = event["emission"].as_str().unwrap().to_owned();
+        let key = (
+            event["block"].as_str().unwrap().parse().unwrap(),
+            format!("{}/{}", event["blockhash"].as_str().unwrap(), event["data"]["log_index"]),
+        );
+        match event["op"].as_str().unwrap() {
+            "apply" => assert!(held.insert(emission, key).is_none(), "applied twice: {event}"),
+            "retract" => assert_eq!(held.remove(&emission), Some(key), "retracted unheard: {event}"),
+            other => panic!("unknown op {other}"),
+        }
+    }
+    held.into_values().collect()
+}
+
+/// Says what differs, not all there is.
+fn same(found: &BTreeSet<(u64, String)>, expected: &BTreeSet<(u64, String)>, what: &str) {
+    let (missing, extra) = (expected.difference(found), found.difference(expected));
+    let (missing, extra): (Vec<_>, Vec<_>) = (missing.collect(), extra.collect());
+    assert!(missing.is_empty() && extra.is_empty(), "{what}: missing {missing:?}, invented {extra:?}");
+}
+
+async fn check(running: &Running, chain: &SimChain, dir: &Path) {
+    settled(running, chain, dir).await;
+    let logs = chain.canonical_logs();
+    let tip = chain.tip().number;
+    let all: BTreeSet<(u64, String)> =
+        logs.iter().map(|(at, log)| (at.number, format!("{}/{}", at.hash, log.index))).collect();
+    let up_to = |number: u64| all.iter().filter(|(n, _)| *n <= number).cloned().collect::<BTreeSet<_>>();
+
+    if net(&read(&dir.join("now.ndjson"))) != all {
+        std::fs::copy(dir.join("chainweir.db"), "/tmp/bad.db").unwrap();
+        std::fs::copy(dir.join("chainweir.db-wal"), "/tmp/bad.db-wal").unwrap();
+        std::fs::copy(dir.join("now.ndjson"), "/tmp/bad.ndjson").unwrap();
+        println!("{:?} {:?}", running.handle.status.borrow().chains, running.handle.status.borrow().plugins[0].chains);
+    }
+    same(&net(&read(&dir.join("now.ndjson"))), &all, "what left at once");
+    until("the third confirmations", || async {
+        (net(&read(&dir.join("third.ndjson"))) == up_to(tip.saturating_sub(2))).then_some(())
+    })
+    .await;
+    let finalized = running.handle.status.borrow().chains[0].finalized.as_ref().unwrap().number;
+    until("what is final", || async {
+        let out = read(&dir.join("final.ndjson"));
+        assert!(out.iter().all(|e| e["op"] == "apply"), "what is final is never retracted");
+        (net(&out) == up_to(finalized)).then_some(())
+    })
+    .await;
+    until("the store's rows", || async {
+        let db = rusqlite::Connection::open(dir.join("store.db")).ok()?;
+        let mut rows = db.prepare("SELECT _block, _block_hash, log_index FROM erc20_transfers_transfers").ok()?;
+        let rows: BTreeSet<(u64, String)> = rows
+            .query_map([], |r| Ok((r.get(0)?, format!("{}/{}", r.get::<_, String>(1)?, r.get::<_, i64>(2)?))))
+            .ok()?
+            .collect::<Result<_, _>>()
+            .ok()?;
+        (rows == all).then_some(())
+    })
+    .await;
+
+    // The journal's own net, and the plugin's state.
+    let journal = &running.handle.journal;
+    let track = &journal.tracks().unwrap()[0];
+    let (_, entries) = journal.entries(track.id, 0, usize::MAX >> 1, None).unwrap();
+    let mut ids = BTreeSet::new();
+    for entry in &entries {
+        match entry.op {
+            Op::Apply => assert!(ids.insert(entry.emission), "an emission has one id for life"),
+            Op::Retract => assert!(ids.remove(&entry.emission)),
+        }
+    }
+    assert_eq!(ids.len(), all.len());
+    let consumer = journal.consumers().unwrap().remove(0);
+    let state: Vec<Value> = journal
+        .state_scan(consumer.id, b"", None, 1000)
+        .unwrap()
+        .into_iter()
+        .map(|(_, value)| serde_json::from_slice(&value).expect("the totals are JSON"))
+        .collect();
+    let mut found: Vec<(u64, U256)> =
+        state.iter().map(|t| (t["count"].as_u64().unwrap(), t["sum"].as_str().unwrap().parse().unwrap())).collect();
+    let mut expected: Vec<(u64, U256)> = expected_totals(&logs).into_values().collect();
+    (found.sort(), expected.sort());
+    assert_eq!(found, expected, "the plugin's state");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn state_and_net_output_equal_a_run_that_saw_the_final_chain_only() {
+    let one: Option<u64> = std::env::var("CHAINWEIR_SEED").ok().and_then(|s| s.parse().ok());
+    let runs = std::env::var("CHAINWEIR_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(6);
+    let seeds: Vec<u64> = match one {
+        Some(seed) => vec![seed],
+        None => (0..runs).map(|_| rand::random()).collect(),
+    };
+    let wasm = guests::wasm("erc20-transfers");
+    for seed in seeds {
+        println!("CHAINWEIR_SEED={seed}");
+        let mut rng = StdRng::seed_from_u64(seed);
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("plugins")).unwrap();
+        std::fs::copy(&wasm, dir.path().join("plugins/erc20-transfers.wasm")).unwrap();
+        let chain = Arc::new(SimChain::new(seed, 16));
+        chain.grow(rng.random_range(1..200));
+        let mut running = start(dir.path(), &chain).await;
+        for _ in 0..8 {
+            chain.fail_one_in(rng.random_range(5..50));
+            for _ in 0..rng.random_range(1..20) {
+                match rng.random_range(0..3) {
+                    0 => chain.grow(rng.random_range(1..6)),
+                    1 => drop(chain.reorg(rng.random_range(1..16), rng.random_range(0..3))),
+                    _ => tokio::time::sleep(std::time::Duration::from_millis(rng.random_range(0..30))).await,
+                }
+            }
+            if rng.random_bool(0.4) {
+                running.stop().await.expect("it stops in order");
+                // What happened while it was down.
+                chain.grow(rng.random_range(0..30));
+                chain.reorg(rng.random_range(1..16), rng.random_range(0..3));
+                running = start(dir.path(), &chain).await;
+            }
+            chain.fail_one_in(0);
+            check(&running, &chain, dir.path()).await;
+        }
+        running.stop().await.expect("it stops in order");
+    }
+}

@@ -1,0 +1,733 @@
+//! What every sink promises, asked of every kind against the real server: order, nothing lost, nothing doubled, and a
+//! reason without a secret when it cannot.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use alloy_primitives::B256;
+use chainweir::model::*;
+use chainweir::sink::{KINDS, Open, Sink, SinkError, Track};
+
+use crate::harness::nats::Nats;
+use crate::harness::postgres::Postgres;
+use crate::harness::receiver::{Answer, Receiver};
+use crate::harness::until;
+
+const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+
+async fn open(kind: &str, table: &str, base: &Path) -> Result<Arc<dyn Sink>, SinkError> {
+    let kind = KINDS.iter().find(|k| k.name == kind).expect("the kind is in the list");
+    let table = table.parse().expect("the test's own table");
+    (kind.open)(Open {
+        name: OutputName::new("orders").unwrap(),
+        table,
+        base: base.into(),
+        journal: "journal-1".into(),
+    })
+    .await
+}
+
+fn stream() -> StreamId {
+    "whale.large-moves".parse().unwrap()
+}
+
+fn track() -> Track {
+    Track { output: OutputName::new("orders").unwrap(), stream: stream(), chain: ChainId(1) }
+}
+
+fn spec() -> StreamSpec {
+    let schema = serde_json::json!({ "type": "object", "properties": {
+        "n": { "type": "integer" },
+        "value": { "type": "string", "format": "uint256" },
+        "to": { "type": "string", "format": "address" },
+        "tags": { "type": "array" },
+    } });
+    StreamSpec { name: stream().stream, description: "moves".into(), schema: Some(schema) }
+}
+
+const MAX: &str = "115792089237316195423570985008687907853269984665640564039457584007913129639935";
+
+fn payload(n: u64) -> String {
+    format!(r#"{{"n": {n}, "value": "{MAX}", "to": "0xab'\";--{n}", "tags": ["é", {n}], "more": 1.10}}"#)
+}
+
+/// What is said of the `n`-th emission.
+fn said(op: Op, n: u64, offset: u64, payload: String) -> Delivery {
+    let hash = B256::from(alloy_primitives::U256::from(n));
+    let block = BlockRef { chain: ChainId(1), number: n, hash, parent: B256::ZERO, time: 1_700_000_000 + n };
+    let id = EmissionId::of(ChainId(1), &hash, EventPosition::Log(0), &stream(), 0, 0);
+    let emission = Emission {
+        id,
+        stream: stream(),
+        block,
+        position: EventPosition::Log(0),
+        ordinal: 0,
+        lane_key: "key".into(),
+        content_type: ContentType::Json,
+        payload: payload.into_bytes(),
+    };
+    Delivery { id: DeliveryId::of(id, Some(&track().output), op), op, offset, emission: Arc::new(emission) }
+}
+
+/// The `n`-th emission, applied at the offset `n`.
+fn apply(n: u64) -> Delivery {
+    said(Op::Apply, n, n, payload(n))
+}
+
+fn applies(numbers: std::ops::RangeInclusive<u64>) -> Vec<Delivery> {
+    numbers.map(apply).collect()
+}
+
+fn all_delivered(outcomes: &[Outcome]) {
+    assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Delivered), "{outcomes:?}");
+}
+
+/// A destination, as its reader sees it.
+#[async_trait::async_trait]
+trait Place: Send {
+    async fn sink(&self) -> Arc<dyn Sink>;
+    /// The emissions that hold, by their `n`.
+    async fn net(&self) -> BTreeSet<u64>;
+    /// The events in the order in which they lie there, for a destination that keeps them: `apply 3`.
+    async fn log(&self) -> Option<Vec<String>>;
+    /// A repeat in one process is seen by the destination itself.
+    fn knows_repeats(&self) -> bool {
+        true
+    }
+    /// False where there is no server.
+    fn kill(&mut self) -> bool;
+    async fn restart(&mut self);
+}
+
+fn net_of(log: &[String]) -> BTreeSet<u64> {
+    let mut net = BTreeSet::new();
+    for event in log {
+        let (op, n) = event.split_once(' ').unwrap();
+        let n = n.parse().unwrap();
+        assert!(if op == "apply" { net.insert(n) } else { net.remove(&n) }, "{event} does not follow from {log:?}");
+    }
+    net
+}
+
+fn event(line: &[u8]) -> String {
+    let event: serde_json::Value = serde_json::from_slice(line).expect("an event is JSON");
+    assert_eq!(event["specversion"], "1.0");
+    assert_eq!(event["type"], "whale.large-moves");
+    format!("{} {}", event["op"].as_str().unwrap(), event["data"]["n"])
+}
+
+async fn deliver_to_the_end(sink: &dyn Sink, batch: &[Delivery]) {
+    let mut done = 0;
+    let start = Instant::now();
+    while done < batch.len() {
+        assert!(start.elapsed() < Duration::from_secs(60), "{done} of {} in 60 s", batch.len());
+        let end = batch.len().min(done + sink.shape().batch);
+        let outcomes = sink.deliver(&track(), &batch[done..end]).await;
+        assert_eq!(outcomes.len(), end - done);
+        let delivered = outcomes.iter().take_while(|outcome| **outcome == Outcome::Delivered).count();
+        let rest = &outcomes[delivered..];
+        assert!(rest.iter().all(|outcome| matches!(outcome, Outcome::Retry { .. })), "after a Retry all are: {rest:?}");
+        done += delivered;
+        if !rest.is_empty() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// The promises of a sink that keeps what it gets, one after another.
+async fn contract(mut place: impl Place) {
+    let sink = place.sink().await;
+    sink.prepare(&stream(), &spec()).await.unwrap();
+    assert_eq!(sink.position(&track()).await.unwrap(), None, "nothing was delivered yet");
+    assert_eq!(sink.deliver(&track(), &[]).await, vec![]);
+
+    // In order.
+    all_delivered(&sink.deliver(&track(), &applies(1..=10)).await);
+    let mut holds: BTreeSet<u64> = (1..=10).collect();
+    assert_eq!(place.net().await, holds);
+    assert_eq!(sink.position(&track()).await.unwrap(), Some(10));
+    if let Some(log) = place.log().await {
+        assert_eq!(log, (1..=10).map(|n| format!("apply {n}")).collect::<Vec<_>>());
+    }
+
+    // An emission and its retraction cancel, across batches and within one.
+    let mixed = vec![
+        said(Op::Retract, 10, 11, payload(10)),
+        said(Op::Retract, 9, 12, payload(9)),
+        apply(13),
+        apply(14),
+        said(Op::Retract, 13, 15, payload(13)),
+    ];
+    all_delivered(&sink.deliver(&track(), &mixed).await);
+    holds.retain(|n| *n < 9);
+    holds.insert(14);
+    assert_eq!(place.net().await, holds);
+
+    // A repeat changes nothing.
+    if place.knows_repeats() {
+        let before = place.log().await;
+        all_delivered(&sink.deliver(&track(), &mixed).await);
+        assert_eq!((place.net().await, place.log().await), (holds.clone(), before));
+    }
+
+    // A new sink goes on where the destination says.
+    drop(sink);
+    let sink = place.sink().await;
+    assert_eq!(sink.position(&track()).await.unwrap(), Some(15));
+    sink.prepare(&stream(), &spec()).await.unwrap();
+    all_delivered(&sink.deliver(&track(), &applies(16..=20)).await);
+    holds.extend(16..=20);
+    assert_eq!(place.net().await, holds);
+
+    // Another chain, another output and another journal have positions of their own.
+    let other = Track { chain: ChainId(5), ..track() };
+    assert_eq!(sink.position(&other).await.unwrap(), None);
+
+    // A server that is gone: all waits, nothing is lost.
+    if place.kill() {
+        let outcomes = sink.deliver(&track(), &applies(21..=30)).await;
+        assert_eq!(outcomes.len(), 10);
+        for outcome in &outcomes {
+            let Outcome::Retry { why, .. } = outcome else { panic!("{outcome:?}") };
+            assert!(!why.is_empty() && !why.contains("correct-horse"), "{why}");
+        }
+        place.restart().await;
+        deliver_to_the_end(&*sink, &applies(21..=30)).await;
+        holds.extend(21..=30);
+        assert_eq!(place.net().await, holds);
+
+        // A server that dies while batches come without a pause.
+        let mut from = 31;
+        for round in 0..3 {
+            let (stop, stopped) = tokio::sync::watch::channel(false);
+            let sink = sink.clone();
+            let delivering = tokio::spawn(async move {
+                let mut next = from;
+                while !*stopped.borrow() {
+                    let end = next + sink.shape().batch as u64;
+                    deliver_to_the_end(&*sink, &applies(next..=end - 1)).await;
+                    next = end;
+                }
+                next
+            });
+            let floor = from + 500 + 300 * round;
+            until("some of it to be there", || async { place.net().await.contains(&floor).then_some(()) }).await;
+            place.kill();
+            place.restart().await;
+            stop.send_replace(true);
+            let next = delivering.await.unwrap();
+            holds.extend(from..next);
+            assert!(place.net().await == holds, "lost or invented in round {round}");
+            from = next;
+        }
+        if let Some(log) = place.log().await {
+            let applied: Vec<u64> =
+                log.iter().filter_map(|event| event.strip_prefix("apply ")?.parse().ok()).filter(|n| *n > 20).collect();
+            assert!(applied.is_sorted_by(|a, b| a < b), "doubled or out of order");
+        }
+        assert_eq!(sink.position(&track()).await.unwrap(), Some(from - 1));
+    }
+}
+
+struct FilePlace(tempfile::TempDir);
+
+impl FilePlace {
+    fn path(&self) -> PathBuf {
+        self.0.path().join("out.ndjson")
+    }
+}
+
+#[async_trait::async_trait]
+impl Place for FilePlace {
+    async fn sink(&self) -> Arc<dyn Sink> {
+        open("file", "path = 'out.ndjson'", self.0.path()).await.unwrap()
+    }
+    async fn net(&self) -> BTreeSet<u64> {
+        net_of(&self.log().await.unwrap())
+    }
+    async fn log(&self) -> Option<Vec<String>> {
+        let text = std::fs::read(self.path()).unwrap();
+        Some(text.split(|b| *b == b'\n').filter(|line| !line.is_empty()).map(event).collect())
+    }
+    fn knows_repeats(&self) -> bool {
+        false
+    }
+    fn kill(&mut self) -> bool {
+        false
+    }
+    async fn restart(&mut self) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_file_keeps_the_contract() {
+    contract(FilePlace(tempfile::tempdir().unwrap())).await;
+}
+
+struct SqlitePlace(tempfile::TempDir);
+
+#[async_trait::async_trait]
+impl Place for SqlitePlace {
+    async fn sink(&self) -> Arc<dyn Sink> {
+        open("sqlite", "path = 'out.db'", self.0.path()).await.unwrap()
+    }
+    async fn net(&self) -> BTreeSet<u64> {
+        let db = rusqlite::Connection::open(self.0.path().join("out.db")).unwrap();
+        let mut select = db.prepare("SELECT n FROM whale_large_moves ORDER BY _cursor").unwrap();
+        select.query_map([], |row| row.get::<_, i64>(0)).unwrap().map(|n| n.unwrap() as u64).collect()
+    }
+    async fn log(&self) -> Option<Vec<String>> {
+        None
+    }
+    fn kill(&mut self) -> bool {
+        false
+    }
+    async fn restart(&mut self) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sqlite_keeps_the_contract() {
+    contract(SqlitePlace(tempfile::tempdir().unwrap())).await;
+}
+
+struct PostgresPlace(Postgres, String);
+
+#[async_trait::async_trait]
+impl Place for PostgresPlace {
+    async fn sink(&self) -> Arc<dyn Sink> {
+        open("postgres", &format!("url = '{}'\n{}", self.0.url(), self.1), Path::new(".")).await.unwrap()
+    }
+    async fn net(&self) -> BTreeSet<u64> {
+        let mark = if self.1.contains("mark") { "WHERE _retracted_at_cursor IS NULL" } else { "" };
+        let client = self.0.client().await;
+        let rows = client.query(&format!("SELECT n FROM whale_large_moves {mark}"), &[]).await.unwrap();
+        rows.iter().map(|row| row.get::<_, i64>(0) as u64).collect()
+    }
+    async fn log(&self) -> Option<Vec<String>> {
+        None
+    }
+    fn kill(&mut self) -> bool {
+        self.0.kill();
+        true
+    }
+    async fn restart(&mut self) {
+        self.0.restart().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_keeps_the_contract() {
+    let Some(server) = Postgres::start().await else { return };
+    contract(PostgresPlace(server, String::new())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_that_marks_keeps_the_contract() {
+    let Some(server) = Postgres::start().await else { return };
+    contract(PostgresPlace(server, "retract = 'mark'".into())).await;
+}
+
+struct NatsPlace(Nats);
+
+#[async_trait::async_trait]
+impl Place for NatsPlace {
+    async fn sink(&self) -> Arc<dyn Sink> {
+        open("nats", &format!("url = '{}'", self.0.url()), Path::new(".")).await.unwrap()
+    }
+    async fn net(&self) -> BTreeSet<u64> {
+        net_of(&self.log().await.unwrap())
+    }
+    async fn log(&self) -> Option<Vec<String>> {
+        Some(nats_log(&self.0.url()).await)
+    }
+    fn kill(&mut self) -> bool {
+        self.0.kill();
+        true
+    }
+    async fn restart(&mut self) {
+        self.0.restart().await;
+    }
+}
+
+/// Every message of the stream CHAINWEIR, in its order.
+async fn nats_log(url: &str) -> Vec<String> {
+    use futures::StreamExt;
+    let client = async_nats::connect(url).await.unwrap();
+    let context = async_nats::jetstream::new(client);
+    let stream = until("the stream", || async { context.get_stream("CHAINWEIR").await.ok() }).await;
+    let count = stream.cached_info().state.messages;
+    let config = async_nats::jetstream::consumer::pull::OrderedConfig::default();
+    let consumer = stream.create_consumer(config).await.unwrap();
+    let mut messages = consumer.messages().await.unwrap();
+    let mut log = vec![];
+    while (log.len() as u64) < count {
+        let message = tokio::time::timeout(Duration::from_secs(10), messages.next()).await.unwrap().unwrap().unwrap();
+        let headers = message.headers.as_ref().unwrap();
+        assert_eq!(headers.get("Content-Type").unwrap().as_str(), "application/cloudevents+json");
+        log.push(event(&message.payload));
+    }
+    log
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nats_keeps_the_contract() {
+    let Some(server) = Nats::start(None).await else { return };
+    contract(NatsPlace(server)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_tracks_of_one_nats_stream_keep_their_orders() {
+    let Some(server) = Nats::start(None).await else { return };
+    let table = format!("url = '{}'", server.url());
+    let (one, two) =
+        (open("nats", &table, Path::new(".")).await.unwrap(), open("nats", &table, Path::new(".")).await.unwrap());
+    one.prepare(&stream(), &spec()).await.unwrap();
+    two.prepare(&stream(), &spec()).await.unwrap();
+    let (odd, even): (Vec<_>, Vec<_>) = applies(1..=2_000).into_iter().partition(|delivery| delivery.offset % 2 == 1);
+    tokio::join!(deliver_to_the_end(&*one, &odd), deliver_to_the_end(&*two, &even));
+    let log = nats_log(&server.url()).await;
+    assert_eq!(log.len(), 2_000);
+    for rest in [0, 1] {
+        let numbers: Vec<u64> = log.iter().map(|e| e[6..].parse().unwrap()).filter(|n| n % 2 == rest).collect();
+        assert!(numbers.is_sorted());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_nats_cannot_store_now_is_not_overtaken() {
+    use async_nats::jetstream::stream::{Config, DiscardPolicy};
+    let Some(server) = Nats::start(None).await else { return };
+    let context = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let mut config = Config {
+        name: "CHAINWEIR".into(),
+        subjects: vec!["chainweir.>".into()],
+        max_bytes: 20_000,
+        discard: DiscardPolicy::New,
+        ..Default::default()
+    };
+    context.create_stream(config.clone()).await.unwrap();
+    let sink = open("nats", &format!("url = '{}'", server.url()), Path::new(".")).await.unwrap();
+    let mut batch = applies(1..=6);
+    // No room for this one; there would be for those behind it.
+    batch[2] = said(Op::Apply, 3, 3, format!(r#"{{"n": 3, "more": "{}"}}"#, "x".repeat(30_000)));
+    let outcomes = sink.deliver(&track(), &batch).await;
+    all_delivered(&outcomes[..2]);
+    assert!(outcomes[2..].iter().all(|outcome| matches!(outcome, Outcome::Retry { .. })), "{outcomes:?}");
+    assert_eq!(nats_log(&server.url()).await, ["apply 1", "apply 2"]);
+    config.max_bytes = 1_000_000;
+    context.update_stream(config).await.unwrap();
+    deliver_to_the_end(&*sink, &batch).await;
+    assert_eq!(nats_log(&server.url()).await, (1..=6).map(|n| format!("apply {n}")).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nats_stream_that_must_be_there_is_asked_for() {
+    let Some(server) = Nats::start(None).await else { return };
+    let table = format!("url = '{}'\ncreate_stream = false\nsubject = 'shop.{{chain}}.{{plugin}}'", server.url());
+    let sink = open("nats", &table, Path::new(".")).await.unwrap();
+    let told = why(sink.prepare(&stream(), &spec()).await.unwrap_err());
+    assert!(told.contains("no stream 'CHAINWEIR'") && told.contains("shop.*.*"), "{told}");
+    let outcomes = sink.deliver(&track(), &applies(1..=2)).await;
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Retry { .. })), "{outcomes:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_too_large_for_nats_is_refused_alone() {
+    let Some(server) = Nats::start(None).await else { return };
+    let sink = open("nats", &format!("url = '{}'", server.url()), Path::new(".")).await.unwrap();
+    sink.prepare(&stream(), &spec()).await.unwrap();
+    let mut batch = applies(1..=5);
+    batch[2] = said(Op::Apply, 3, 3, format!(r#"{{"n": 3, "more": "{}"}}"#, "x".repeat(2_000_000)));
+    let outcomes = sink.deliver(&track(), &batch).await;
+    assert!(matches!(&outcomes[2], Outcome::Refused { why } if why.contains("payload")), "{outcomes:?}");
+    all_delivered(&[&outcomes[..2], &outcomes[3..]].concat());
+    assert_eq!(net_of(&nats_log(&server.url()).await), BTreeSet::from([1, 2, 4, 5]));
+    // The refusal is not settled until the lane has it: the position does not pass it.
+    assert_eq!(sink.position(&track()).await.unwrap(), None);
+    all_delivered(&sink.deliver(&track(), &applies(6..=6)).await);
+    assert_eq!(sink.position(&track()).await.unwrap(), Some(6));
+}
+
+fn why(error: SinkError) -> String {
+    let why = error.to_string();
+    assert!(!why.contains("hush-hush"), "{why}");
+    why
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_credentials_are_told_without_the_secret() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("password"), "hush-hush\n").unwrap();
+    if let Some(server) = Nats::start(Some(("weir", "right"))).await {
+        let table = format!("url = '{}'\nuser = 'weir'\npassword_file = 'password'", server.url());
+        let sink = open("nats", &table, folder.path()).await.unwrap();
+        let told = why(sink.prepare(&stream(), &spec()).await.unwrap_err());
+        assert!(told.contains("output.orders") && told.contains("password_env"), "{told}");
+        let outcomes = sink.deliver(&track(), &applies(1..=2)).await;
+        assert!(
+            outcomes.iter().all(|o| matches!(o, Outcome::Retry { why, .. } if !why.contains("hush-hush"))),
+            "{outcomes:?}"
+        );
+    }
+    if let Some(server) = Postgres::start().await {
+        let sink = open("postgres", &format!("url = '{}'", server.url_with("hush-hush")), folder.path()).await.unwrap();
+        let told = why(sink.prepare(&stream(), &spec()).await.unwrap_err());
+        assert!(told.contains("output.orders") && told.contains("password authentication failed"), "{told}");
+    }
+    let told = why(open("postgres", "url = 'postgres://a:hush-hush@[/x'", folder.path()).await.err().unwrap());
+    assert!(told.contains("postgres://user:password@host"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_postgres_refuses_is_refused_alone() {
+    let Some(server) = Postgres::start().await else { return };
+    let sink = open("postgres", &format!("url = '{}'", server.url()), Path::new(".")).await.unwrap();
+    sink.prepare(&stream(), &spec()).await.unwrap();
+    let mut batch = applies(1..=6);
+    // Found by the host, by the server as data, and by a constraint of the user's.
+    batch[1] = said(Op::Apply, 2, 2, r#"{"n": 9223372036854775808}"#.into());
+    batch[3] = said(Op::Apply, 4, 4, r#"{"n": 4, "to": "a\u0000b"}"#.into());
+    batch[4] = said(Op::Apply, 5, 5, r#"{"n": -5}"#.into());
+    let client = server.client().await;
+    client.batch_execute("ALTER TABLE whale_large_moves ADD CHECK (n > 0)").await.unwrap();
+    let outcomes = sink.deliver(&track(), &batch).await;
+    for (index, outcome) in outcomes.iter().enumerate() {
+        let refused = [1, 3, 4].contains(&index);
+        assert_eq!(matches!(outcome, Outcome::Refused { .. }), refused, "{index}: {outcome:?}");
+        assert_eq!(*outcome == Outcome::Delivered, !refused, "{index}: {outcome:?}");
+    }
+    assert_eq!(sink.position(&track()).await.unwrap(), Some(1), "what was refused is not passed before it is settled");
+    all_delivered(&sink.deliver(&track(), &applies(7..=7)).await);
+    assert_eq!(sink.position(&track()).await.unwrap(), Some(7));
+    // From the dead letters: an old offset is written and does not move the position back.
+    all_delivered(&sink.deliver(&track(), &applies(4..=4)).await);
+    assert_eq!(sink.position(&track()).await.unwrap(), Some(7));
+    let rows = client
+        .query("SELECT n, value::text, \"to\", tags::text, _extra::text, _chain, _block, _block_hash, _time::text, _lane_key FROM whale_large_moves WHERE n = 4", &[])
+        .await
+        .unwrap();
+    assert_eq!(rows.len(), 1);
+    assert_eq!(rows[0].get::<_, &str>(1), MAX, "a uint256 keeps every digit");
+    assert_eq!(rows[0].get::<_, &str>(2), "0xab'\";--4");
+    assert_eq!(rows[0].get::<_, &str>(3), "[\"é\", 4]");
+    assert_eq!(rows[0].get::<_, &str>(4), "{\"more\": 1.10}");
+    assert_eq!((rows[0].get::<_, &str>(5), rows[0].get::<_, i64>(6)), ("eip155:1", 4));
+    assert!(rows[0].get::<_, &str>(7).starts_with("0x0000") && rows[0].get::<_, &str>(7).ends_with("04"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_encrypted_connection_checks_the_certificate() {
+    use crate::harness::postgres::{PASSWORD, USER};
+    let Some(mut server) = Postgres::start().await else { return };
+    let plain = format!("url = 'postgres://{USER}:{PASSWORD}@localhost:{}/postgres?sslmode=require'", server.port());
+    let sink = open("postgres", &plain, Path::new(".")).await.unwrap();
+    let told = why(sink.prepare(&stream(), &spec()).await.unwrap_err());
+    assert!(told.contains("TLS"), "a server without TLS is not talked to: {told}");
+    let Some(certificate) = server.encrypt().await else { return };
+    assert!(sink.prepare(&stream(), &spec()).await.is_err(), "nobody vouches for this certificate");
+    let table = format!("{plain}\nca_file = '{}'", certificate.display());
+    let sink = open("postgres", &table, Path::new(".")).await.unwrap();
+    sink.prepare(&stream(), &spec()).await.unwrap();
+    all_delivered(&sink.deliver(&track(), &applies(1..=3)).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_grows_with_the_schema_and_refuses_a_changed_type() {
+    let mut wider = spec();
+    wider.schema.as_mut().unwrap()["properties"]["more"] = serde_json::json!({ "type": "number" });
+    let mut changed = spec();
+    changed.schema.as_mut().unwrap()["properties"]["n"] = serde_json::json!({ "type": "string" });
+    let folder = tempfile::tempdir().unwrap();
+    let server = Postgres::start().await;
+    let mut sinks = vec![open("sqlite", "path = 'out.db'", folder.path()).await.unwrap()];
+    if let Some(server) = &server {
+        let table = format!("url = '{}'\nschema = 'Out \"1\"'", server.url());
+        sinks.push(open("postgres", &table, Path::new(".")).await.unwrap());
+    }
+    for sink in &sinks {
+        sink.prepare(&stream(), &spec()).await.unwrap();
+        all_delivered(&sink.deliver(&track(), &applies(1..=2)).await);
+        sink.prepare(&stream(), &wider).await.unwrap();
+        sink.prepare(&stream(), &wider).await.unwrap();
+        all_delivered(&sink.deliver(&track(), &applies(3..=4)).await);
+        let told = why(sink.prepare(&stream(), &changed).await.unwrap_err());
+        assert!(told.contains("column n of the table") && told.to_lowercase().contains("bigint"), "{told}");
+        // The old table goes on.
+        all_delivered(&sink.deliver(&track(), &applies(5..=5)).await);
+        // Another stream with the same table's name is not mixed in.
+        let twin: StreamId = "whale.large_moves".parse().unwrap();
+        assert!(why(sink.prepare(&twin, &spec()).await.unwrap_err()).contains("have the same table"));
+    }
+    let db = rusqlite::Connection::open(folder.path().join("out.db")).unwrap();
+    let row: (String, f64, String) = db
+        .query_row("SELECT value, more, tags FROM whale_large_moves WHERE n = 4", [], |r| {
+            Ok((r.get(0)?, r.get(1)?, r.get(2)?))
+        })
+        .unwrap();
+    assert_eq!(row, (MAX.to_owned(), 1.10, "[\"é\", 4]".to_owned()));
+    if let Some(server) = &server {
+        let select = "SELECT count(*), count(more), count(_extra) FROM \"Out \"\"1\"\"\".whale_large_moves";
+        let row = server.client().await.query_one(select, &[]).await.unwrap();
+        assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1), row.get::<_, i64>(2)), (5, 3, 2));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_sqlite_refuses_is_refused_alone_and_a_mark_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let sink = open("sqlite", "path = 'out.db'\nretract = 'mark'", folder.path()).await.unwrap();
+    sink.prepare(&stream(), &spec()).await.unwrap();
+    let mut batch = applies(1..=4);
+    batch[1] = said(Op::Apply, 2, 2, r#"{"n": "two"}"#.into());
+    let outcomes = sink.deliver(&track(), &batch).await;
+    assert!(
+        matches!(&outcomes[1], Outcome::Refused { why } if why.contains("'n' must be a whole number")),
+        "{outcomes:?}"
+    );
+    assert_eq!(sink.position(&track()).await.unwrap(), Some(1));
+    all_delivered(&sink.deliver(&track(), &[said(Op::Retract, 3, 5, payload(3)), apply(3)]).await);
+    let db = rusqlite::Connection::open(folder.path().join("out.db")).unwrap();
+    let marked: Vec<(i64, Option<i64>)> = db
+        .prepare("SELECT n, _retracted_at_cursor FROM whale_large_moves ORDER BY n")
+        .unwrap()
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(marked, [(1, None), (3, Some(5)), (4, None)]);
+}
+
+async fn webhook(receiver: &Receiver, more: &str) -> Arc<dyn Sink> {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("secret"), SECRET).unwrap();
+    let table = format!("url = '{}'\nsecret_file = 'secret'\nallow_private = true\n{more}", receiver.url());
+    open("webhook", &table, folder.path()).await.unwrap()
+}
+
+async fn post(sink: &dyn Sink) -> Outcome {
+    let outcome = sink.deliver(&track(), &applies(1..=1)).await.remove(0);
+    let (Outcome::Retry { why, .. } | Outcome::Refused { why }) = &outcome else { return outcome };
+    assert!(!why.contains(&SECRET[6..]) && !why.contains("hush-hush"), "{why}");
+    outcome
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_is_signed_and_a_repeat_has_the_same_id() {
+    let receiver = Receiver::start().await;
+    let sink = webhook(&receiver, "headers = { X-Shop = 'hush-hush' }").await;
+    receiver.script([Answer::Status(503), Answer::Full(200, vec![], b"thanks".to_vec())]);
+    assert!(matches!(post(&*sink).await, Outcome::Retry { .. }));
+    assert_eq!(post(&*sink).await, Outcome::Delivered);
+    let got = receiver.wait_for(2).await;
+    for request in &got {
+        request.verify(SECRET);
+        assert_eq!(request.header("content-type"), "application/cloudevents+json; charset=utf-8");
+        assert_eq!(request.header("user-agent"), concat!("chainweir/", env!("CARGO_PKG_VERSION")));
+        assert_eq!(request.header("x-shop"), "hush-hush");
+        assert_eq!(request.header("webhook-id"), request.event()["id"]);
+        assert_eq!(request.event()["data"]["value"], MAX);
+    }
+    assert_eq!(got[0].header("webhook-id"), got[1].header("webhook-id"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_answer_of_a_receiver_has_its_outcome() {
+    let receiver = Receiver::start().await;
+    let sink = webhook(&receiver, "").await;
+    for status in [200, 201, 202, 204, 299] {
+        receiver.script([Answer::Status(status)]);
+        assert_eq!(post(&*sink).await, Outcome::Delivered, "{status}");
+    }
+    for status in [400, 410, 413, 415, 422] {
+        receiver.script([Answer::Full(status, vec![], b"no\x1b[2J thanks".to_vec())]);
+        let Outcome::Refused { why } = post(&*sink).await else { panic!("{status}") };
+        assert!(why.contains(&status.to_string()) && why.contains(r"no\u{1b}[2J thanks"), "{why}");
+    }
+    for status in [304, 401, 403, 404, 405, 408, 409, 425, 429, 431, 500, 502, 503, 504, 599] {
+        receiver.script([Answer::Status(status)]);
+        let outcome = post(&*sink).await;
+        assert!(matches!(&outcome, Outcome::Retry { after: None, .. }), "{status}: {outcome:?}");
+    }
+    for (said, wait) in [("7", 7), ("100000", 3600)] {
+        receiver.script([Answer::Full(429, vec![("retry-after", said.into())], vec![])]);
+        let outcome = post(&*sink).await;
+        assert!(
+            matches!(&outcome, Outcome::Retry { after: Some(after), .. } if after.as_secs() == wait),
+            "{outcome:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redirect_is_not_followed() {
+    let (receiver, elsewhere) = (Receiver::start().await, Receiver::start().await);
+    let sink = webhook(&receiver, "").await;
+    for status in [301, 302, 303, 307, 308] {
+        receiver.script([Answer::Full(status, vec![("location", elsewhere.url())], vec![])]);
+        let outcome = post(&*sink).await;
+        assert!(matches!(&outcome, Outcome::Retry { why, .. } if why.contains("not followed")), "{outcome:?}");
+    }
+    assert_eq!((receiver.received().len(), elsewhere.received().len()), (5, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_hangs_or_never_ends_is_left_in_time() {
+    let receiver = Receiver::start().await;
+    let sink = webhook(&receiver, "timeout_ms = 400").await;
+    // (what it does, whether that is a delivery, the longest that we may take)
+    for (answer, delivered, longest_ms) in [
+        (Answer::Hang, false, 2_000),
+        (Answer::Slow(Duration::from_secs(20), 200), false, 2_000),
+        (Answer::Close, false, 2_000),
+        (Answer::Stall(500), false, 2_000),
+        (Answer::Endless(500), false, 2_000),
+        (Answer::Stall(200), true, 2_000),
+        (Answer::Endless(200), true, 2_000),
+    ] {
+        receiver.script([answer.clone()]);
+        let start = Instant::now();
+        let outcome = post(&*sink).await;
+        let took = start.elapsed();
+        assert_eq!(outcome == Outcome::Delivered, delivered, "{answer:?}: {outcome:?}");
+        assert!(matches!(outcome, Outcome::Delivered | Outcome::Retry { .. }), "{answer:?}: {outcome:?}");
+        assert!(took < Duration::from_millis(longest_ms), "{answer:?}: {took:?}");
+        if let (Answer::Endless(500), Outcome::Retry { why, .. }) = (&answer, &outcome) {
+            assert!(why.len() < 500, "{why}");
+        }
+    }
+    let port = receiver.stop().await;
+    assert!(matches!(post(&*sink).await, Outcome::Retry { .. }));
+    let receiver = Receiver::start_on(port).await;
+    assert_eq!(post(&*sink).await, Outcome::Delivered);
+    receiver.wait_for(1).await[0].verify(SECRET);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_receiver_needs_leave() {
+    let receiver = Receiver::start().await;
+    let table = |more: &str| format!("url = '{}'\n{more}", receiver.url());
+    let told = why(open("webhook", &table(""), Path::new(".")).await.err().unwrap());
+    assert!(told.contains("127.0.0.1") && told.contains("allow_private = true"), "{told}");
+    let sink = open("webhook", &table("allow_private = true"), Path::new(".")).await.unwrap();
+    assert_eq!(post(&*sink).await, Outcome::Delivered);
+    assert_eq!(receiver.received()[0].header("webhook-signature"), "", "without a secret nothing is signed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn standard_output_takes_lines() {
+    let sink = open("stdout", "", Path::new(".")).await.unwrap();
+    assert_eq!(sink.position(&track()).await.unwrap(), None);
+    all_delivered(&sink.deliver(&track(), &applies(1..=1)).await);
+}
+
+#[tokio::test]
+async fn every_kind_names_its_options_and_refuses_others() {
+    for kind in KINDS {
+        let told = why(open(kind.name, "urll = 'x'", Path::new(".")).await.err().unwrap());
+        assert!(told.contains("unknown key 'urll'"), "{}: {told}", kind.name);
+        for (key, help) in kind.options {
+            assert!(help.len() > 10, "{}: {key} has no help", kind.name);
+        }
+    }
+}

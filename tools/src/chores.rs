@@ -1,0 +1,156 @@
+//! The chores that start cargo.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::shell::{cargo, command, quiet, root, run, step};
+use crate::{contracts, corpus, setup};
+
+/// Folders of which every subfolder with a Cargo.toml is a crate for wasm32; and what lies below the subfolder.
+const GUESTS: &[(&str, &str)] = &[("plugins", ""), ("examples", "plugin"), ("tests/guests", "")];
+
+/// The names of the crates that are built for wasm32, found by looking into the folders.
+fn guest_crates() -> Result<Vec<String>> {
+    let mut manifests = BTreeSet::new();
+    for (folder, below) in GUESTS {
+        let Ok(entries) = fs::read_dir(root().join(folder)) else { continue };
+        let folders = entries.flatten().map(|entry| entry.path());
+        manifests.extend(folders.map(|path| path.join(below).join("Cargo.toml")).filter(|file| file.is_file()));
+    }
+    let metadata = quiet(&mut cargo(["metadata", "--no-deps", "--format-version", "1"]))?;
+    let metadata: Value = serde_json::from_str(&metadata).context("what cargo metadata says is not JSON")?;
+    let packages = metadata["packages"].as_array().context("cargo metadata names no packages")?;
+    let name_of = |manifest: &PathBuf| {
+        let package = packages.iter().find(|package| package["manifest_path"].as_str() == manifest.to_str());
+        package.and_then(|package| package["name"].as_str()).map(str::to_owned).with_context(|| {
+            format!("{} is not in the workspace: add its folder to `members` in Cargo.toml", manifest.display())
+        })
+    };
+    manifests.iter().map(name_of).collect()
+}
+
+pub fn guests(_args: &[String]) -> Result<()> {
+    let crates = guest_crates()?;
+    if crates.is_empty() {
+        eprintln!("guests: there are none");
+        return Ok(());
+    }
+    let mut build = cargo(["build", "--release", "--target", "wasm32-unknown-unknown"]);
+    for name in crates {
+        build.args(["--package", &name]);
+    }
+    run(&mut build)
+}
+
+/// Sets up and builds guests; returns what could not be had.
+fn prepare() -> Result<Vec<String>> {
+    let missing = step("setup", || Ok(setup::install()))?;
+    step("guests", || guests(&[]))?;
+    Ok(missing)
+}
+
+fn run_tests(args: &[String]) -> Result<()> {
+    run(cargo(["test", "--release", "--workspace"]).args(args))
+}
+
+pub fn test(args: &[String]) -> Result<()> {
+    let missing = prepare()?;
+    let done = run_tests(args);
+    say_missing(&missing);
+    done
+}
+
+/// Said last, where it is read.
+fn say_missing(missing: &[String]) {
+    for what in missing {
+        eprintln!("NOT TESTED: {what}");
+    }
+}
+
+pub fn bench(args: &[String]) -> Result<()> {
+    guests(&[])?;
+    if args.iter().any(|arg| arg == "--smoke") { bench_smoke() } else { benches(&[], args) }
+}
+
+/// `--test` is criterion's own: each benchmark once, nothing measured. Benchmarks of our own read CHAINWEIR_SMOKE.
+fn bench_smoke() -> Result<()> {
+    benches(&[("CHAINWEIR_SMOKE", "1")], &["--test".to_owned()])
+}
+
+fn benches(env: &[(&str, &str)], args: &[String]) -> Result<()> {
+    let names = bench_names()?;
+    if names.is_empty() {
+        eprintln!("bench: there are none");
+        return Ok(());
+    }
+    let mut bench = cargo(["bench"]);
+    for name in names {
+        bench.args(["--bench", &name]);
+    }
+    run(bench.arg("--").args(args).envs(env.iter().copied()))
+}
+
+/// The benchmarks of the host. Asked by name: `cargo bench --benches` would run the unit tests, too.
+fn bench_names() -> Result<Vec<String>> {
+    let metadata = quiet(&mut cargo(["metadata", "--no-deps", "--format-version", "1"]))?;
+    let metadata: Value = serde_json::from_str(&metadata).context("what cargo metadata says is not JSON")?;
+    let packages = metadata["packages"].as_array().context("cargo metadata names no packages")?;
+    let host = packages.iter().find(|package| package["name"] == "chainweir").context("no package chainweir")?;
+    let targets = host["targets"].as_array().context("no targets")?;
+    let benches = targets.iter().filter(|target| target["kind"] == serde_json::json!(["bench"]));
+    Ok(benches.filter_map(|target| target["name"].as_str().map(str::to_owned)).collect())
+}
+
+pub fn ci(_args: &[String]) -> Result<()> {
+    step("format", || run(&mut cargo(["fmt", "--all", "--check"])))?;
+    let missing = prepare()?;
+    step("clippy", || {
+        run(&mut cargo(["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    })?;
+    // Where npm is not to be had, setup has said so: neither the compiler nor anvil is there.
+    if setup::has_npm_tools() {
+        step("contracts and corpus, compared", || {
+            contracts::run(&["--check".to_owned()])?;
+            corpus::run(&["--check".to_owned()])
+        })?;
+    }
+    step("deny", deny)?;
+    step("docs", || run(cargo(["doc", "--release", "--no-deps", "--workspace"]).env("RUSTDOCFLAGS", "-D warnings")))?;
+    step("test", || run_tests(&[]))?;
+    step("bench, once", bench_smoke)?;
+    say_missing(&missing);
+    Ok(())
+}
+
+fn deny() -> Result<()> {
+    let program = setup::cargo_deny()?;
+    let deny = |checks: &[&str]| {
+        let mut deny = command(&program.to_string_lossy(), ["--log-level", "error", "--all-features", "--workspace"]);
+        deny.arg("check").args(checks);
+        deny
+    };
+    run(&mut deny(&["licenses", "bans", "sources"]))?;
+    // The advisories' database is a git repository, which not every machine may fetch.
+    let advisories = quiet(&mut deny(&["advisories"]));
+    match advisories {
+        Ok(_) => eprintln!("deny: no advisory applies"),
+        Err(error) if format!("{error:#}").contains("error[") => bail!("{error:#}"),
+        Err(error) => eprintln!("deny: advisories NOT CHECKED: {error:#}"),
+    }
+    Ok(())
+}
+
+/// Random tests read how long they may go on from these.
+pub fn nightly(args: &[String]) -> Result<()> {
+    let missing = prepare()?;
+    let done = run(cargo(["test", "--release", "--workspace"])
+        .args(args)
+        .env("CHAINWEIR_LONG", "1")
+        .env("CHAINWEIR_SEEDS", std::env::var("CHAINWEIR_SEEDS").unwrap_or_else(|_| "200".into())));
+    say_missing(&missing);
+    done
+}
