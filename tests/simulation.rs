@@ -180,7 +180,8 @@ async fn check(running: &Running, chain: &SimChain, dir: &Path) {
     let mut found: Vec<(u64, U256)> =
         state.iter().map(|t| (t["count"].as_u64().unwrap(), t["sum"].as_str().unwrap().parse().unwrap())).collect();
     let mut expected: Vec<(u64, U256)> = expected_totals(&logs).into_values().collect();
-    (found.sort(), expected.sort());
+    found.sort();
+    expected.sort();
     assert_eq!(found, expected, "the plugin's state");
 }
 

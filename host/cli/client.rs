@@ -33,14 +33,14 @@ impl Where {
     pub fn client(&self) -> anyhow::Result<Client> {
         let base = match &self.url {
             Some(url) => url.trim_end_matches('/').to_owned(),
-            None => self.from_config()?,
+            None => self.url_of_config()?,
         };
         // Commands wait for a swap between two blocks at most: 30 s is patient.
         let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).no_proxy().build()?;
         Ok(Client { base, http })
     }
 
-    fn from_config(&self) -> anyhow::Result<String> {
+    fn url_of_config(&self) -> anyhow::Result<String> {
         // Without a file the process was started by `run --rpc`, which listens at the default.
         let config = if self.config.exists() {
             Config::load(&self.config).map_err(Mistakes)?

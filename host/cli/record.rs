@@ -55,7 +55,8 @@ pub async fn run(args: Args) -> anyhow::Result<Exit> {
     // Under another name until it is whole; the ending stays, it says how to compress.
     let part = args.file.with_file_name(format!(".part-{name}"));
     let out = Writer::create(&part).with_context(|| format!("cannot write {}", part.display()))?;
-    let mut recording = Recording { source, out, path: vec![], lines: 0, reorgs: 0, progress: progress(last - first.min(last) + 1) };
+    let mut recording =
+        Recording { source, out, path: vec![], lines: 0, reorgs: 0, progress: progress(last - first.min(last) + 1) };
     let whole = tokio::select! {
         done = recording.range(first, last) => {
             done?;

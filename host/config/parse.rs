@@ -143,8 +143,7 @@ impl Reader<'_> {
                 Kind::Absent => crate::source::KINDS.first(),
                 Kind::Wrong => None,
             };
-            let options =
-                kind.map(|kind| kind.options.iter().map(|o| o.0).collect::<Vec<_>>());
+            let options = kind.map(|kind| kind.options.iter().map(|o| o.0).collect::<Vec<_>>());
             let found = self.section(&title, table, &keys::CHAIN, options.as_deref());
             let chain_id = found.whole("chain_id");
             if let (Some(id), Some(value)) = (chain_id, found.value("chain_id"))

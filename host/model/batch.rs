@@ -185,7 +185,7 @@ pub fn read_verdicts(answer: &[u8], events: u32, streams: u16) -> Result<Vec<Ver
             return Err(misfit);
         }
         let len = u32_at(rest, 0) as usize;
-        if len < 12 || len % 4 != 0 || len > rest.len() {
+        if len < 12 || !len.is_multiple_of(4) || len > rest.len() {
             return Err(misfit);
         }
         if let Some(verdict) = read_one(&rest[..len], record, events, streams, misfit)? {
@@ -256,4 +256,185 @@ fn read_one(
         // A record kind of a later layout: skippable by rule.
         _ => return Ok(None),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use alloy_primitives::{Address, B256, Bytes, U256};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::{BlockRef, ChainId};
+
+    /// A reader of the layout written from sdk/ABI.md alone.
+    struct Read<'a>(&'a [u8]);
+
+    impl<'a> Read<'a> {
+        fn u(&self, at: usize, len: usize) -> u128 {
+            self.0[at..at + len].iter().rev().fold(0, |n, b| n << 8 | u128::from(*b))
+        }
+        fn bytes(&self, at: usize, len: usize) -> &'a [u8] {
+            &self.0[at..at + len]
+        }
+        fn records(&self) -> Vec<Read<'a>> {
+            assert_eq!(self.bytes(0, 4), b"CWB1");
+            let (mut at, mut records) = (self.u(4, 2) as usize, vec![]);
+            while at < self.0.len() {
+                let len = Read(&self.0[at..]).u(0, 4) as usize;
+                assert_eq!(len % 8, 0);
+                records.push(Read(&self.0[at..at + len]));
+                at += len;
+            }
+            assert_eq!(self.u(16, 4) as usize, records.len());
+            records
+        }
+    }
+
+    fn word() -> impl Strategy<Value = B256> {
+        any::<[u8; 32]>().prop_map(B256::from)
+    }
+    fn address() -> impl Strategy<Value = Address> {
+        any::<[u8; 20]>().prop_map(Address::from)
+    }
+    fn bytes() -> impl Strategy<Value = Bytes> {
+        prop::collection::vec(any::<u8>(), 0..100).prop_map(Bytes::from)
+    }
+
+    prop_compose! {
+        fn header()(chain in any::<u64>(), number in any::<u64>(), time in any::<u64>(), hash in word(), parent in word(),
+            gas_used in any::<u64>(), gas_limit in any::<u64>(), base_fee in any::<Option<u64>>(), beneficiary in address(),
+            transaction_count in any::<Option<u32>>()) -> Header {
+            let at = BlockRef { chain: ChainId(chain), number, hash, parent, time };
+            Header { at, gas_used, gas_limit, base_fee, beneficiary, transaction_count }
+        }
+    }
+    prop_compose! {
+        fn transaction()(index in any::<u32>(), hash in word(), from in address(), to in prop::option::of(address()),
+            created in prop::option::of(address()), value in any::<[u8; 32]>(), input in bytes(), nonce in any::<u64>(),
+            kind in any::<u8>(), gas_limit in any::<u64>(), gas_used in any::<Option<u64>>(), (gas_price, success) in any::<(u128, Option<bool>)>()) -> Transaction {
+            Transaction { index, hash, from, to, created, value: U256::from_be_bytes(value), input, nonce, kind, gas_limit, gas_used, gas_price, success }
+        }
+    }
+    prop_compose! {
+        fn log()(index in any::<u32>(), transaction_index in any::<u32>(), transaction_hash in word(), address in address(),
+            topics in prop::collection::vec(word(), 0..5), data in bytes()) -> Log {
+            Log { index, transaction_index, transaction_hash, address, topics, data }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_reads_as_the_page_says(h in header(), t in transaction(), l in log(), subscribed in any::<bool>()) {
+            let mut batch = BatchBuilder::default();
+            // Used again, it forgets.
+            batch.begin(ChainId(5));
+            batch.push(&[0; 8], 1);
+            batch.begin(h.at.chain);
+            let mut record = Vec::new();
+            encode_block(&h, subscribed, &mut record);
+            prop_assert_eq!(batch.push(&record, 1), 0);
+            record.clear();
+            encode_transaction(&t, &mut record);
+            encode_log(&l, &mut record);
+            prop_assert_eq!(batch.push(&record, 2), 1);
+            let whole = Read(batch.finish());
+            prop_assert_eq!(whole.u(8, 8) as u64, h.at.chain.0);
+            let r = whole.records();
+            prop_assert_eq!(r.len(), 3);
+
+            let b = &r[0];
+            prop_assert_eq!((b.u(4, 1), b.u(5, 1), b.u(6, 2), b.0.len()), (1, u128::from(subscribed), 168, 168));
+            prop_assert_eq!([b.u(8, 8), b.u(16, 8), b.u(24, 8), b.u(32, 8)], [h.at.number, h.at.time, h.gas_used, h.gas_limit].map(u128::from));
+            prop_assert_eq!(b.u(40, 8) as u64, h.base_fee.unwrap_or(u64::MAX));
+            prop_assert_eq!(b.u(48, 4) as u32, h.transaction_count.unwrap_or(u32::MAX));
+            prop_assert_eq!((b.bytes(56, 32), b.bytes(88, 32), b.bytes(120, 20)), (&h.at.hash[..], &h.at.parent[..], &h.beneficiary[..]));
+
+            let x = &r[1];
+            prop_assert_eq!((x.u(4, 1), x.u(5, 1), x.u(6, 2)), (2, 1, 208));
+            prop_assert_eq!((x.u(8, 4) as u32, x.u(13, 1) as u8), (t.index, t.kind));
+            prop_assert_eq!(x.u(12, 1), match t.success { Some(false) => 0, Some(true) => 1, None => 2 });
+            prop_assert_eq!((x.u(14, 1) & 1 == 1, x.u(14, 1) & 2 == 2), (t.to.is_some(), t.created.is_some()));
+            prop_assert_eq!([x.u(16, 8), x.u(24, 8), x.u(32, 8)], [t.nonce, t.gas_limit, t.gas_used.unwrap_or(0)].map(u128::from));
+            prop_assert_eq!(x.u(40, 16), t.gas_price);
+            prop_assert_eq!((x.bytes(56, 32), U256::from_be_slice(x.bytes(88, 32))), (&t.hash[..], t.value));
+            prop_assert_eq!((x.bytes(120, 20), x.bytes(140, 20), x.bytes(160, 20)), (&t.from[..], &t.to.unwrap_or_default()[..], &t.created.unwrap_or_default()[..]));
+            prop_assert_eq!(x.bytes(208, x.u(180, 4) as usize), &t.input[..]);
+
+            let g = &r[2];
+            prop_assert_eq!((g.u(4, 1), g.u(5, 1), g.u(6, 2)), (3, 1, 80));
+            prop_assert_eq!((g.u(8, 4) as u32, g.u(12, 4) as u32), (l.index, l.transaction_index));
+            prop_assert_eq!((g.bytes(16, 32), g.bytes(48, 20)), (&l.transaction_hash[..], &l.address[..]));
+            prop_assert_eq!(g.u(68, 1) as usize, l.topics.len());
+            for (i, topic) in l.topics.iter().enumerate() {
+                prop_assert_eq!(g.bytes(80 + 32 * i, 32), &topic[..]);
+            }
+            prop_assert_eq!(g.bytes(80 + 32 * l.topics.len(), g.u(72, 4) as usize), &l.data[..]);
+        }
+
+        #[test]
+        fn whatever_bytes_come_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..300), events in 0u32..5, streams in 0u16..3) {
+            let _ = read_verdicts(&bytes, events, streams);
+        }
+
+        #[test]
+        fn a_good_answer_reads_back_and_a_bent_one_never_panics(
+            said in prop::collection::vec((0u8..4, 0u32..6, 0u16..3, 0u8..3, "[a-zé]{0,9}", 0u32..99), 0..12),
+            bends in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..5),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut answer = b"CWV1\x10\0\0\0".to_vec();
+            answer.extend_from_slice(&(said.len() as u32).to_le_bytes());
+            answer.extend_from_slice(&[0; 4]);
+            let payloads: Vec<String> = said.iter().map(|s| s.5.to_string()).collect();
+            let mut expected = Vec::new();
+            for ((what, event, stream, content, text, _), payload) in said.iter().zip(&payloads) {
+                let (event, stream) = (*event, *stream);
+                let mut body = event.to_le_bytes().to_vec();
+                let n = |s: &str| (s.len() as u32).to_le_bytes();
+                let (kind, five, six) = match what {
+                    0 => { expected.push(Verdict::Pass { event, stream }); (1, 0, stream) }
+                    1 => {
+                        body.extend([n(text), n(payload)].concat());
+                        body.extend_from_slice(text.as_bytes());
+                        body.extend_from_slice(payload.as_bytes());
+                        let content_type = ContentType::from_code(*content).unwrap();
+                        expected.push(Verdict::Emit { event, stream, content_type, lane_key: text, payload: payload.as_bytes() });
+                        (2, *content, stream)
+                    }
+                    2 => {
+                        body.extend(n(text));
+                        body.extend_from_slice(text.as_bytes());
+                        let retry = content % 2 == 0;
+                        expected.push(if retry { Verdict::Retry { event, message: text } } else { Verdict::Reject { event, message: text } });
+                        (3, if retry { 1 } else { 2 }, 0)
+                    }
+                    // A kind of a later layout.
+                    _ => (9, 77, 7777),
+                };
+                body.resize(body.len().next_multiple_of(4), 0);
+                answer.extend_from_slice(&(body.len() as u32 + 8).to_le_bytes());
+                answer.extend_from_slice(&[kind, five]);
+                answer.extend_from_slice(&six.to_le_bytes());
+                answer.extend_from_slice(&body);
+            }
+            prop_assert_eq!(read_verdicts(&answer, 6, 3), Ok(expected));
+            let mut bent = answer.clone();
+            for (at, bits) in &bends {
+                let at = at.index(bent.len());
+                bent[at] ^= bits;
+            }
+            let _ = read_verdicts(&bent, 6, 3);
+            let _ = read_verdicts(&bent[..cut.index(bent.len())], 6, 3);
+        }
+    }
+
+    #[test]
+    fn a_hostile_length_reserves_nothing() {
+        let mut answer = b"CWV1\x10\0\0\0\xff\xff\xff\xff\0\0\0\0".to_vec();
+        assert_eq!(read_verdicts(&answer, 1, 1), Err(Malformed::Count { promised: u32::MAX, found: 0 }));
+        answer
+            .extend_from_slice(&[24, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0, 0, 0, 0, 0]);
+        assert!(matches!(read_verdicts(&answer, 1, 1), Err(Malformed::Length { .. })));
+        assert_eq!(read_verdicts(&[], 1, 1), Ok(vec![]));
+    }
 }

@@ -297,34 +297,41 @@ fn named(error: &wasmtime::Error, host: &Host, what: &str, deadline_ms: u64) -> 
 
 /// The innermost frames, without those of the panic machinery that every Rust panic has.
 fn place(backtrace: &WasmBacktrace) -> String {
-    let mut frames = Vec::new();
+    let mut frames: Vec<(String, u32)> = Vec::new();
     for frame in backtrace.frames() {
-        let named = |name: &str| one_line(name, 200);
+        let shown = |name: &str| one_line(&format!("{:#}", rustc_demangle::demangle(name)), 200);
         let symbol = frame.symbols().first();
-        let name = symbol.and_then(|s| s.name()).or(frame.func_name()).map(named);
+        let name = symbol.and_then(|s| s.name()).or(frame.func_name()).map(shown);
         let name = name.unwrap_or_else(|| format!("function {}", frame.func_index()));
-        if [
-            "rust_panic",
-            "__rustc",
-            "core::panicking",
-            "std::panicking",
-            "rust_begin_unwind",
-            "std::sys::backtrace",
-            "abort",
-        ]
-        .iter()
-        .any(|noise| name.contains(noise))
-        {
+        if PANICKING.iter().any(|noise| name.contains(noise)) {
             continue;
         }
-        let line = symbol.and_then(|s| Some(format!(" ({}:{})", named(s.file()?), s.line()?)));
-        frames.push(format!("{name}{}", line.unwrap_or_default()));
-        if frames.len() == 5 {
-            break;
+        let line = symbol.and_then(|s| Some(format!(" ({}:{})", one_line(s.file()?, 200), s.line()?)));
+        let frame = format!("{name}{}", line.unwrap_or_default());
+        let full = frames.len() == 5;
+        match frames.last_mut() {
+            Some((last, times)) if *last == frame => *times += 1,
+            _ if full => break,
+            _ => frames.push((frame, 1)),
         }
     }
+    let frames: Vec<String> = frames
+        .into_iter()
+        .map(|(frame, times)| if times > 1 { format!("{frame} (calling itself, deep)") } else { frame })
+        .collect();
     if frames.is_empty() { String::new() } else { format!("; in {}", frames.join(" < ")) }
 }
+
+/// Parts of the names of functions that only carry a Rust panic out.
+const PANICKING: [&str; 7] = [
+    "rust_panic",
+    "__rustc",
+    "core::panicking",
+    "std::panicking",
+    "rust_begin_unwind",
+    "std::sys::backtrace",
+    "__rust_abort",
+];
 
 fn checked(said: processor::Manifest) -> Result<Manifest, String> {
     if said.batch_layout != LAYOUT_VERSION {

@@ -113,7 +113,14 @@ impl Engine {
         }
         let component = match layer(wasm)? {
             Layer::Component => Component::from_binary(&self.wasm, wasm),
-            Layer::Module => Component::from_binary(&self.wasm, &componentize(wasm)?),
+            Layer::Module => {
+                // Before anything else reads it: `wit-component` trusts the lengths of its sections.
+                wasmtime::Module::validate(&self.wasm, wasm)
+                    .map_err(|e| LoadError::refused(format!("a broken or truncated core module: {e:#}")))?;
+                let made = std::panic::catch_unwind(|| componentize(wasm));
+                let made = made.map_err(|_| LoadError::refused("a core module whose component type cannot be read"))?;
+                Component::from_binary(&self.wasm, &made?)
+            }
         }
         .map_err(|e| LoadError::refused(format!("it does not compile: {e:#}")))?;
         gate(&component, &self.wasm)?;
@@ -211,7 +218,7 @@ fn gate(component: &Component, engine: &wasmtime::Engine) -> Result<(), LoadErro
         name.strip_prefix(PROCESSOR)
             .is_some_and(|v| v.strip_prefix("0.1.").is_some_and(|patch| patch.parse::<u32>().is_ok()))
     };
-    if exports.iter().any(|name| spoken(name)) {
+    if exports.iter().any(spoken) {
         return Ok(());
     }
     let found = if exports.is_empty() { "nothing".into() } else { exports.join(", ") };
@@ -272,5 +279,102 @@ pub(super) struct Running<'a>(&'a AtomicUsize);
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Limits;
+    use super::super::testing::{engine, hostile, hostile_wasm, patient};
+    use super::*;
+
+    fn refused(bytes: &[u8]) -> String {
+        match engine().load(bytes) {
+            Err(LoadError::Refused { why }) => why,
+            other => panic!("expected a refusal, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_no_plugin_is_refused_by_what_it_is() {
+        let hostile = hostile_wasm();
+        for (bytes, word) in [
+            (b"".as_slice(), "empty"),
+            (b"#!/bin/sh\n", "not WebAssembly"),
+            (b"\0asm\x0d\0\x01\0", "it exports: nothing"),
+            (b"\0asm\x01\0\0\0", "without a component type"),
+            (b"\0asm\x01\0", "cut short"),
+            (&hostile[..hostile.len() / 2], "truncated"),
+        ] {
+            let why = refused(bytes);
+            assert!(why.contains(word), "{:?}: {why}", &bytes[..bytes.len().min(8)]);
+        }
+    }
+
+    #[test]
+    fn a_component_cut_short_is_refused_wherever_it_is_cut() {
+        let whole = componentize(&hostile_wasm()).unwrap();
+        for part in 1..40 {
+            refused(&whole[..whole.len() * part / 40]);
+        }
+        assert!(engine().load(&whole).is_ok());
+    }
+
+    #[test]
+    fn another_version_of_the_interface_is_named() {
+        let mut other = componentize(&hostile_wasm()).unwrap();
+        let (from, to) = (b"chainweir:plugin/processor@0.1.0", b"chainweir:plugin/processor@0.9.0");
+        let places: Vec<usize> =
+            other.windows(from.len()).enumerate().filter(|(_, w)| w == from).map(|(i, _)| i).collect();
+        places.into_iter().for_each(|i| other[i..i + to.len()].copy_from_slice(to));
+        let why = refused(&other);
+        assert!(why.contains("processor@0.9.0") && why.contains("speaks 0.1.0"), "{why}");
+    }
+
+    #[test]
+    fn a_manifest_is_checked_word_by_word() {
+        assert_eq!(hostile().describe("{}", &patient()).unwrap().name.as_str(), "hostile");
+        for (evil, word) in [
+            ("bad-name", "is not a name"),
+            ("bad-layout", "batch layout 2"),
+            ("bad-schema", "schema is not JSON"),
+            ("two-alike", "two streams are called 'one'"),
+            ("bad-address", "19 bytes"),
+            ("bad-topic", "31 bytes"),
+            ("five-topics", "5 lists of topics"),
+            ("wrong-kind", "conditions on logs"),
+            ("describe-trap", "unreachable"),
+            ("describe-state", "not in `describe`"),
+            ("describe-loop", "deadline_ms = 2000"),
+        ] {
+            match hostile().describe(&format!(r#"{{"evil":"{evil}"}}"#), &Limits::default()) {
+                Err(LoadError::Refused { why }) => assert!(why.contains(word), "{evil}: {why}"),
+                other => panic!("{evil}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn compiled_code_is_found_again_and_a_bad_entry_is_a_miss() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let cache = dir.path().join("code");
+        let wasm = hostile_wasm();
+        let load = || Engine::new(Some(cache.clone())).unwrap().load(&wasm).unwrap();
+        assert!(!load().from_cache());
+        assert!(load().from_cache());
+        let entry = std::fs::read_dir(&cache).unwrap().next().unwrap().unwrap().path();
+        let good = std::fs::read(&entry).unwrap();
+        let mut flipped = good.clone();
+        flipped[good.len() / 2] ^= 1;
+        for bad in [&good[..good.len() - 1], &good[..20], b"", &flipped] {
+            std::fs::write(&entry, bad).unwrap();
+            let again = load();
+            assert!(!again.from_cache());
+            again.describe("{}", &patient()).unwrap();
+            assert!(load().from_cache(), "a good entry took its place");
+        }
+        std::fs::set_permissions(&cache, std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(matches!(Engine::new(Some(cache)), Err(LoadError::Again { why }) if why.contains("chmod 700")));
     }
 }

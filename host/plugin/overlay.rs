@@ -72,9 +72,9 @@ impl Overlay {
         self.bytes = self.bytes_before;
     }
 
-    /// Something was kept, so a ceiling of the step may be reached without this batch being to blame.
+    /// Earlier batches of the step used so much of the room that a batch which reaches the ceiling need not be to blame.
     pub(super) fn holds_earlier_batches(&self) -> bool {
-        self.bytes_before > 0
+        self.bytes_before > self.max_bytes / 2
     }
 
     pub(super) fn into_written(self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {

@@ -411,3 +411,242 @@ fn shown(position: EventPosition) -> String {
         EventPosition::Log(index) => format!("log {index}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::super::capabilities::Capability;
+    use super::super::testing::{Blocks, CHAIN, MapState, hostile, patient, setup, worker};
+    use super::*;
+
+    fn step(worker: &mut Worker, blocks: &Blocks) -> Result<StepOutput, StepError> {
+        worker.step(CHAIN, &blocks.events(), Box::new(MapState::default()))
+    }
+
+    /// What a step did, without the figures that differ from run to run.
+    fn effects(out: StepOutput) -> StepOutput {
+        StepOutput { calls: 0, call_time: Duration::ZERO, ..out }
+    }
+
+    fn fault(config: &str, limits: Limits, blocks: &Blocks) -> (String, Option<EventPosition>) {
+        match step(&mut worker(config, limits, OnPoison::Wait), blocks) {
+            Err(StepError::Fault { why, event }) => (why, event.map(|(_, position)| position)),
+            other => panic!("{config}: expected a fault, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_filter_passes_what_it_should() {
+        let blocks = Blocks::new(&[25, 0, 10], &[]);
+        let out = step(&mut worker(r#"{"mode":"filter"}"#, patient(), OnPoison::Wait), &blocks).unwrap();
+        let passed: Vec<_> = out.emissions.iter().map(|e| (e.block, e.position, e.payload.clone())).collect();
+        let log = EventPosition::Log;
+        assert_eq!(passed, [(0, log(0), None), (0, log(10), None), (0, log(20), None), (2, log(30), None)]);
+        assert_eq!((out.calls, out.poison.len(), out.state.len()), (1, 0, 0));
+    }
+
+    #[test]
+    fn nothing_to_say_makes_no_call() {
+        let out = step(&mut worker("{}", patient(), OnPoison::Wait), &Blocks::new(&[0, 0], &[])).unwrap();
+        assert_eq!(out, StepOutput::default());
+    }
+
+    #[test]
+    fn a_block_is_an_event_once_and_only_for_who_asked() {
+        let limits = Limits { batch_bytes: 1, ..patient() };
+        let out =
+            step(&mut worker(r#"{"mode":"echo"}"#, limits, OnPoison::Wait), &Blocks::new(&[2, 2], &[false, true]))
+                .unwrap();
+        let blocks: Vec<_> = out.emissions.iter().filter(|e| e.position == EventPosition::Block).collect();
+        assert!(blocks.iter().all(|e| e.block == 1));
+        assert_eq!(blocks.len(), 1, "{blocks:?}");
+        assert_eq!(out.calls, 5);
+    }
+
+    /// Every evil that one event does is found, named, and waited at.
+    #[test]
+    fn the_event_to_blame_is_found_and_named() {
+        let blocks = Blocks::new(&[40, 60], &[]);
+        let small = Limits { memory_mib: 8, ..patient() };
+        for (evil, word) in [
+            ("trap", "unreachable"),
+            ("panic", "cannot stand event 71"),
+            ("recurse", "hostile::recurse (calling itself, deep)"),
+            ("bomb", "more than memory_mib = 8"),
+            ("reject", "do not like it"),
+            ("reject-batch", "saw 71"),
+            ("flood", "more than emissions = 100000"),
+            ("garbage", "malformed"),
+            ("bad-json", "not JSON"),
+            ("bad-event", "names event"),
+            ("bad-stream", "names stream 77"),
+            ("state-bomb", "more state than state_write_bytes"),
+            ("state-value", "state_value_bytes"),
+        ] {
+            let config = format!(r#"{{"mode":"count","evil":"{evil}","at":[71]}}"#);
+            // A flood is to reach its own ceiling before that of memory.
+            let limits = if evil == "flood" { patient() } else { small.clone() };
+            let (why, event) = fault(&config, limits, &blocks);
+            assert_eq!(event, Some(EventPosition::Log(71)), "{evil}: {why}");
+            assert!(why.contains(word), "{evil}: {why}");
+            assert!(why.contains("block 1001"), "{evil}: {why}");
+        }
+        let big = Limits { answer_bytes: 4 << 20, ..patient() };
+        let (why, event) = fault(r#"{"mode":"count","evil":"huge","at":[71]}"#, big.clone(), &blocks);
+        assert!(event == Some(EventPosition::Log(71)) && why.contains("answer_bytes"), "{why}");
+        let (why, event) = fault(r#"{"mode":"count","evil":"get-bomb","at":[71]}"#, big, &blocks);
+        assert!(event == Some(EventPosition::Log(71)) && why.contains("get-many"), "{why}");
+    }
+
+    #[test]
+    fn a_message_says_where_it_happened() {
+        let (why, _) = fault(r#"{"mode":"x","evil":"recurse","at":[1]}"#, patient(), &Blocks::new(&[3], &[]));
+        assert!(why.contains("; in hostile::recurse"), "{why}");
+    }
+
+    #[test]
+    fn an_endless_loop_is_cut_and_its_event_found_in_bounded_time() {
+        let limits = Limits { deadline_ms: 40, ..Limits::default() };
+        let began = Instant::now();
+        let (why, event) = fault(r#"{"mode":"x","evil":"loop","at":[71]}"#, limits.clone(), &Blocks::new(&[100], &[]));
+        assert_eq!(event, Some(EventPosition::Log(71)), "{why}");
+        assert!(why.contains("deadline_ms = 40"), "{why}");
+        // 13 overruns of 40 ms at the most; the rest is for a busy machine.
+        assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+        // Where every event loops, the first is blamed.
+        let (_, event) = fault(r#"{"mode":"x","evil":"loop"}"#, limits, &Blocks::new(&[100], &[]));
+        assert_eq!(event, Some(EventPosition::Log(0)));
+    }
+
+    #[test]
+    fn skipped_events_leave_no_trace_but_their_poison() {
+        let blocks = Blocks::new(&[30, 30], &[true, false]);
+        for evil in ["trap", "reject-batch", "garbage", "reject"] {
+            let config = format!(r#"{{"mode":"echo","evil":"{evil}","at":[7,8,41]}}"#);
+            let out = step(&mut worker(&config, patient(), OnPoison::Skip), &blocks).unwrap();
+            let poison: Vec<_> = out.poison.iter().map(|p| (p.block, p.position)).collect();
+            let log = EventPosition::Log;
+            assert_eq!(poison, [(0, log(7)), (0, log(8)), (1, log(41))], "{evil}");
+            let clean = step(&mut worker(r#"{"mode":"echo"}"#, patient(), OnPoison::Skip), &blocks).unwrap();
+            let without: Vec<_> =
+                clean.emissions.into_iter().filter(|e| ![log(7), log(8), log(41)].contains(&e.position)).collect();
+            assert_eq!(out.emissions, without, "{evil}");
+        }
+    }
+
+    #[test]
+    fn a_plugin_that_asks_to_wait_is_asked_again() {
+        for evil in ["retry", "retry-batch"] {
+            let config = format!(r#"{{"mode":"count","evil":"{evil}","at":[3]}}"#);
+            let mut worker = worker(&config, patient(), OnPoison::Skip);
+            for _ in 0..2 {
+                let again = step(&mut worker, &Blocks::new(&[10], &[]));
+                assert!(matches!(&again, Err(StepError::Again { why }) if why.contains("not yet")), "{again:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_journal_that_cannot_be_read_is_nobodys_poison() {
+        struct Broken;
+        impl StateRead for Broken {
+            fn get(&self, _: &[u8]) -> Result<Option<Vec<u8>>, String> {
+                Err("disk on fire".into())
+            }
+            fn scan(&self, _: &[u8], _: Option<&[u8]>, _: u32) -> Result<Vec<(Vec<u8>, Vec<u8>)>, String> {
+                Err("disk on fire".into())
+            }
+        }
+        let blocks = Blocks::new(&[4], &[]);
+        let mut worker = worker(r#"{"mode":"count"}"#, patient(), OnPoison::Skip);
+        let again = worker.step(CHAIN, &blocks.events(), Box::new(Broken));
+        assert!(matches!(&again, Err(StepError::Again { why }) if why.contains("disk on fire")), "{again:?}");
+        assert!(step(&mut worker, &blocks).is_ok());
+    }
+
+    #[test]
+    fn a_capability_that_was_not_granted_is_named() {
+        let mut setup = setup(r#"{"mode":"count"}"#, patient(), OnPoison::Wait);
+        setup.grants.0.remove(&Capability::State);
+        let mut worker = Worker::new(hostile(), setup).unwrap();
+        match step(&mut worker, &Blocks::new(&[1], &[])) {
+            Err(StepError::Fault { why, .. }) => {
+                assert!(why.contains("chainweir:plugin/state@0.1.0") && why.contains("granted: config, log"), "{why}")
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn state_is_read_from_before_and_after() {
+        let blocks = Blocks::new(&[3], &[]);
+        let before = BTreeMap::from([(b"seen".to_vec(), 40u64.to_le_bytes().to_vec())]);
+        let mut worker = worker(r#"{"mode":"count"}"#, patient(), OnPoison::Wait);
+        let out = worker.step(CHAIN, &blocks.events(), Box::new(MapState(before.into()))).unwrap();
+        assert!(out.state.contains(&(b"seen".to_vec(), Some(43u64.to_le_bytes().to_vec()))), "{:?}", out.state);
+        assert_eq!(out.emissions[2].payload.as_deref(), Some(br#"{"seen":43,"known":3}"#.as_slice()));
+    }
+
+    #[test]
+    fn a_leaking_instance_is_replaced_between_steps() {
+        let limits = Limits { recycle_memory_mib: 4, memory_mib: 16, ..patient() };
+        let mut worker = worker(r#"{"mode":"x","evil":"leak"}"#, limits, OnPoison::Wait);
+        for _ in 0..50 {
+            step(&mut worker, &Blocks::new(&[2], &[])).unwrap();
+            assert!(worker.memory_bytes() <= 4 * MIB);
+        }
+    }
+
+    #[test]
+    fn a_log_flood_is_only_cut() {
+        let out = step(
+            &mut worker(r#"{"mode":"echo","evil":"log-flood","at":[1]}"#, patient(), OnPoison::Wait),
+            &Blocks::new(&[3], &[]),
+        );
+        assert_eq!(out.unwrap().poison, []);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_size_of_batches_changes_nothing(
+            logs in prop::collection::vec(0usize..30, 1..5),
+            subscribed in prop::collection::vec(any::<bool>(), 5),
+            batch_bytes in 1usize..6000,
+            mode in prop::sample::select(vec!["echo", "count", "filter"]),
+        ) {
+            let blocks = Blocks::new(&logs, &subscribed);
+            let config = format!(r#"{{"mode":"{mode}"}}"#);
+            let whole = step(&mut worker(&config, patient(), OnPoison::Wait), &blocks).unwrap();
+            let limits = Limits { batch_bytes, ..patient() };
+            let cut = step(&mut worker(&config, limits, OnPoison::Wait), &blocks).unwrap();
+            prop_assert_eq!(effects(whole), effects(cut));
+        }
+
+        #[test]
+        fn halving_equals_going_one_by_one(
+            logs in prop::collection::vec(0usize..40, 1..4),
+            at in prop::collection::btree_set(0u32..80, 0..6),
+            evil in prop::sample::select(vec!["trap", "reject-batch", "garbage", "reject"]),
+        ) {
+            let blocks = Blocks::new(&logs, &[false, true, false]);
+            let at: Vec<String> = at.iter().map(u32::to_string).collect();
+            // A rejected event's state stands where the answer says so, in both ways alike.
+            let config = format!(r#"{{"mode":"count","evil":"{evil}","at":[{}]}}"#, at.join(","));
+            let halved = step(&mut worker(&config, patient(), OnPoison::Skip), &blocks).unwrap();
+            let limits = Limits { batch_bytes: 1, ..patient() };
+            let singly = step(&mut worker(&config, limits, OnPoison::Skip), &blocks).unwrap();
+            let (mut halved, mut singly) = (effects(halved), effects(singly));
+            // What an answer was cut at differs with the batch; who is to blame does not.
+            for out in [&mut halved, &mut singly] {
+                out.poison.iter_mut().for_each(|p| p.why.clear());
+            }
+            prop_assert_eq!(halved, singly);
+        }
+    }
+}

@@ -131,10 +131,9 @@ impl Follow {
                     let gap = Duration::from_millis(RETRY_MS[failures.min(RETRY_MS.len() - 1)]);
                     failures += 1;
                     // A block that was there a moment ago and is not now is a reorg under way, not an outage.
-                    if failures > 1 || !matches!(error, ReadError::Unknown { .. }) {
-                        if self.tell(News::Trouble { why: error.to_string() }).await.is_err() {
-                            return;
-                        }
+                    let worth_telling = failures > 1 || !matches!(error, ReadError::Unknown { .. });
+                    if worth_telling && self.tell(News::Trouble { why: error.to_string() }).await.is_err() {
+                        return;
                     }
                     tokio::select! {
                         () = tokio::time::sleep(gap.max(wish.unwrap_or_default())) => {}

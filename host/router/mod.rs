@@ -280,7 +280,8 @@ impl Router {
         mut asked: mpsc::Receiver<(Command, oneshot::Sender<Answer>)>,
         mut stopped: watch::Receiver<bool>,
     ) -> Result<(), String> {
-        let mut dropped = reload::watch(self.config.plugins.dir.clone());
+        let dir = self.config.plugins.dir.clone();
+        let mut dropped = reload::watch(dir).map_err(|e| format!("cannot watch the plugin folder: {e}"))?;
         for name in self.chains.keys().cloned().collect::<Vec<_>>() {
             self.connect(&name, Duration::ZERO);
         }

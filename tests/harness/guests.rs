@@ -1,4 +1,5 @@
-//! The plugins that tests run, built for wasm once per test run.
+//! The plugins that tests run, built for wasm once per test run. Shared with the unit tests of `host/plugin`, which
+//! include this file by path.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -21,4 +22,9 @@ pub fn wasm(package: &str) -> PathBuf {
     }
     let target = std::env::var("CARGO_TARGET_DIR").map_or_else(|_| root.join("target"), PathBuf::from);
     target.join("wasm32-unknown-unknown/release").join(format!("{}.wasm", package.replace('-', "_")))
+}
+
+/// The guest that misbehaves as it is told.
+pub fn hostile() -> PathBuf {
+    wasm("hostile")
 }

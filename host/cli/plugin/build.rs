@@ -79,7 +79,7 @@ async fn compile(dir: &Path) -> anyhow::Result<PathBuf> {
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
         .kill_on_drop(true);
-    let output = command.spawn().and_then(|child| Ok(child.wait_with_output()));
+    let output = command.spawn().map(|child| child.wait_with_output());
     let output = output.map_err(|error| {
         let what = format!("cannot start {}: {error}", cargo.display());
         Trouble::new(what, "install Rust: https://rustup.rs")
