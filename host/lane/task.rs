@@ -64,7 +64,8 @@ pub struct Task {
     parked_calls: usize,
     parked_last: bool,
     failures_in_a_row: u32,
-    /// While the destination is down: when the next probe may go.
+    /// While the destination is down: probes that failed, and when the next one may go.
+    probes: u32,
     probe_at: Option<Instant>,
     routes_changed: bool,
     /// Dead letters may have been put back.
@@ -123,6 +124,7 @@ impl Task {
             parked_calls: 0,
             parked_last: false,
             failures_in_a_row: 0,
+            probes: 0,
             probe_at: None,
             routes_changed: true,
             redo_changed: false,
@@ -399,9 +401,11 @@ impl Task {
         }
     }
 
-    /// False where the journal could not be read.
+    /// False where nothing came of it, so that the next turn tries again.
     async fn retry_one(&mut self, id: TrackId, key: &str) -> bool {
-        let Some(offset) = self.tracks.get(&id).and_then(|t| t.parked.get(key)).map(|p| p.at.next) else { return true };
+        let Some(offset) = self.tracks.get(&id).and_then(|t| t.parked.get(key)).map(|p| p.at.next) else {
+            return false;
+        };
         let Some((marks, entry)) = self.entry_at(id, offset).await else { return false };
         match entry.filter(|e| e.lane_key == key) {
             Some(entry) => {
@@ -584,8 +588,11 @@ impl Task {
         }
         self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
         if self.is_down() {
-            let gap = probe_after(self.failures_in_a_row - DOWN_AFTER, wish, rand::random());
-            self.probe_at = Some(Instant::now() + gap);
+            // What was under way when it went down is no probe.
+            let straggler = self.must_wait();
+            self.probes = self.probes.saturating_add(u32::from(!straggler));
+            let at = Instant::now() + probe_after(self.probes, wish, rand::random());
+            self.probe_at = self.probe_at.filter(|_| straggler).max(Some(at));
         }
         self.show("failing", Some(why.to_owned()));
     }
@@ -599,6 +606,7 @@ impl Task {
         }
         let was_down = self.is_down();
         self.failures_in_a_row = 0;
+        self.probes = 0;
         self.probe_at = None;
         self.show("ok", None);
         if was_down {
@@ -618,6 +626,7 @@ impl Task {
 
     fn resume(&mut self) {
         self.failures_in_a_row = 0;
+        self.probes = 0;
         self.probe_at = None;
         self.tracks.values_mut().for_each(|t| t.wake_parked(true));
         self.opening.values_mut().for_each(|o| o.at = Instant::now());

@@ -194,7 +194,8 @@ impl TrackLane {
         let (lane_key, retry_at_ms, next) = (at.lane_key.clone(), at.retry_at_ms, at.next);
         match self.parked.get_mut(&lane_key) {
             Some(key) => {
-                key.at = at;
+                // The time it is scheduled by now, until it is rescheduled below.
+                key.at = Parked { retry_at_ms: key.at.retry_at_ms, ..at };
                 key.moved = false;
             }
             None => {
