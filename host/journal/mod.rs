@@ -16,6 +16,8 @@
 
 mod schema;
 pub mod sqlite;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use std::time::Duration;

@@ -1,7 +1,12 @@
 //! The journal's tables, as the steps that led to them. A step that was released is never edited.
 
+/// `PRAGMA application_id` of a journal: "CWJI". Another application's database is not written into.
+pub const APPLICATION_ID: i64 = 0x4357_4A49;
+
 /// `PRAGMA user_version` counts the steps that a file has behind it.
 pub const MIGRATIONS: &[&str] = &[r"
+PRAGMA application_id = 1129794121;
+
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
 -- The finalized block of each chain. Never goes back.
@@ -9,7 +14,8 @@ CREATE TABLE chain (
   chain INTEGER PRIMARY KEY, number INTEGER NOT NULL, hash BLOB NOT NULL, parent BLOB NOT NULL, time INTEGER NOT NULL
 );
 
--- A plugin on a chain. `peak_*` only ever rise: they bound what a lane may have thought due.
+-- A plugin on a chain. `peak_number` is the highest cursor since it was last walked back: with the `peak` of a step it
+-- bounds what a lane may have thought due.
 CREATE TABLE consumer (
   id INTEGER PRIMARY KEY, plugin TEXT NOT NULL, chain INTEGER NOT NULL, state_version INTEGER NOT NULL,
   number INTEGER, hash BLOB, parent BLOB, time INTEGER,
@@ -18,10 +24,12 @@ CREATE TABLE consumer (
 );
 CREATE TABLE state (consumer INTEGER NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, PRIMARY KEY (consumer, key)) WITHOUT ROWID;
 
--- Unfinalized blocks in which a consumer did something: what it takes to walk back over each.
+-- Unfinalized blocks in which a consumer did something: what it takes to walk back over each. `peak` is the highest
+-- cursor that was on top of it before the consumer was last walked back.
 CREATE TABLE step (
   consumer INTEGER NOT NULL, number INTEGER NOT NULL, hash BLOB NOT NULL, parent BLOB NOT NULL, time INTEGER NOT NULL,
-  first_offset INTEGER NOT NULL, entries INTEGER NOT NULL, PRIMARY KEY (consumer, number)
+  first_offset INTEGER NOT NULL, entries INTEGER NOT NULL, peak INTEGER NOT NULL,
+  PRIMARY KEY (consumer, number)
 ) WITHOUT ROWID;
 CREATE TABLE undo (
   consumer INTEGER NOT NULL, number INTEGER NOT NULL, key BLOB NOT NULL, old BLOB, PRIMARY KEY (consumer, number, key)

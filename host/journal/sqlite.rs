@@ -1,8 +1,8 @@
 //! The embedded journal: one SQLite file in WAL mode with `synchronous = FULL`, one writer thread, any
 //! number of readers.
 //!
-//! Writes that wait together share one transaction and one fsync (group commit); each has its own savepoint,
-//! so that one that is refused takes nothing of the others with it.
+//! Writes that wait together share one transaction and one fsync (group commit). One that is refused is refused
+//! before it changes anything, so that it takes nothing of the others with it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write as _};
@@ -15,7 +15,7 @@ use alloy_primitives::B256;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::schema::MIGRATIONS;
+use super::schema::{APPLICATION_ID, MIGRATIONS};
 use super::write::{apply, op_from};
 use super::{
     Committed, Consumer, ConsumerId, DeadFilter, DeadLetter, Entry, Journal, JournalError, JournalSize, Marks, Parked,
@@ -32,12 +32,16 @@ type Result<T> = std::result::Result<T, JournalError>;
 const GROUP: usize = 256;
 /// Page cache of the writer, KiB.
 const WRITER_CACHE_KIB: i64 = 64 * 1024;
+/// Idle read connections that are kept; each may hold 2 MiB of pages.
+const READERS: usize = 8;
+/// `SQLITE_IOERR_SHMSIZE`: no room to grow the index of the write-ahead log.
+const SHM_FULL: i32 = 4874;
 
 impl From<rusqlite::Error> for JournalError {
     fn from(error: rusqlite::Error) -> Self {
         let why = error.to_string();
-        match error.sqlite_error_code() {
-            Some(ErrorCode::DiskFull) => Self::Full { why },
+        match error.sqlite_error() {
+            Some(e) if e.code == ErrorCode::DiskFull || e.extended_code == SHM_FULL => Self::Full { why },
             _ => Self::Halt { why },
         }
     }
@@ -110,6 +114,8 @@ struct Job {
 enum ToWriter {
     Job(Job),
     Close(oneshot::Sender<Result<()>>),
+    #[cfg(test)]
+    Hook(Box<dyn FnOnce(&Connection) + Send>),
 }
 
 pub struct SqliteJournal {
@@ -119,7 +125,6 @@ pub struct SqliteJournal {
     readers: Mutex<Vec<Connection>>,
     tail: watch::Receiver<u64>,
     writer: Mutex<Option<JoinHandle<()>>>,
-    lock: File,
 }
 
 impl std::fmt::Debug for SqliteJournal {
@@ -132,24 +137,16 @@ impl SqliteJournal {
     /// Opens or makes the journal at `path`, checks it, and takes its lock for this process.
     pub fn open(path: &Path) -> Result<Arc<Self>> {
         let lock = take_lock(path)?;
-        let mut db = connect(path, true)?;
-        db.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
-        migrate(&mut db, path)?;
-        let id = match db.query_row("SELECT value FROM meta WHERE key = 'id'", [], |r| r.get(0)).optional()? {
-            Some(id) => id,
-            None => {
-                let id = hex::encode(rand::random::<[u8; 16]>());
-                db.execute("INSERT INTO meta VALUES ('id', ?1)", [&id])?;
-                id
-            }
-        };
-        check_after_crash(&db, path)?;
-        let last_offset: u64 = db.query_row("SELECT coalesce(max(offset), 0) FROM entry", [], |r| r.get(0))?;
+        let (db, id, last_offset) = open_checked(path)?;
         let (tail_send, tail) = watch::channel(last_offset);
         let (to_writer, jobs) = mpsc::unbounded_channel();
         let writer = std::thread::Builder::new()
             .name("journal".into())
-            .spawn(move || Writer { db, last_offset, tail: tail_send }.run(jobs))
+            .spawn(move || {
+                Writer { db, last_offset, tail: tail_send }.run(jobs);
+                // Only now: the next owner reads what the last transaction wrote.
+                drop(lock);
+            })
             .map_err(|e| JournalError::Halt { why: format!("cannot start the writer thread: {e}") })?;
         Ok(Arc::new(Self {
             id,
@@ -158,8 +155,16 @@ impl SqliteJournal {
             readers: Mutex::default(),
             tail,
             writer: Mutex::new(Some(writer)),
-            lock,
         }))
+    }
+
+    /// Runs something on the writer's connection, between two transactions.
+    #[cfg(test)]
+    pub(super) fn on_writer<T: Send + 'static>(&self, f: impl FnOnce(&Connection) -> T + Send + 'static) -> T {
+        let (send, receive) = std::sync::mpsc::channel();
+        let hook = Box::new(move |db: &Connection| drop(send.send(f(db))));
+        assert!(self.to_writer.send(ToWriter::Hook(hook)).is_ok(), "the writer has stopped");
+        receive.recv().expect("the writer answers")
     }
 
     fn read<T>(&self, f: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
@@ -170,8 +175,9 @@ impl SqliteJournal {
         };
         let result = f(&db);
         // A connection that failed may be the reason: it is not used again.
-        if result.is_ok() {
-            self.lock_readers().push(db);
+        let mut readers = self.lock_readers();
+        if result.is_ok() && readers.len() < READERS {
+            readers.push(db);
         }
         Ok(result?)
     }
@@ -181,19 +187,20 @@ impl SqliteJournal {
     }
 }
 
-fn connect(path: &Path, write: bool) -> Result<Connection> {
+fn connect(path: &Path, write: bool) -> rusqlite::Result<Connection> {
     let flags = if write {
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE
     } else {
         OpenFlags::SQLITE_OPEN_READ_ONLY
     } | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let db = Connection::open_with_flags(path, flags)
-        .map_err(|e| JournalError::Halt { why: format!("cannot open {}: {e}", path.display()) })?;
+    let db = Connection::open_with_flags(path, flags)?;
     db.busy_timeout(Duration::from_secs(10))?;
     db.set_prepared_statement_cache_capacity(64);
     if write {
         db.pragma_update(None, "journal_mode", "wal")?;
         db.pragma_update(None, "synchronous", "full")?;
+        // A full /tmp is not our business.
+        db.pragma_update(None, "temp_store", "memory")?;
         // 64 MiB: a burst's log is cut back instead of staying on the disk.
         db.pragma_update(None, "journal_size_limit", 64 << 20)?;
     }
@@ -239,19 +246,73 @@ fn take_lock(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-fn migrate(db: &mut Connection, path: &Path) -> Result<()> {
-    let found: usize = db
-        .query_row("PRAGMA user_version", [], |r| r.get(0))
-        .map_err(|e| JournalError::Halt { why: format!("{} is not a journal: {e}", path.display()) })?;
-    if found > MIGRATIONS.len() {
-        return Err(JournalError::Halt {
-            why: format!(
-                "{} was written by a newer Chainweir (schema {found}, this one knows {}): run that one, or restore a \
+/// The writer's connection, the journal's id and its last offset. Whatever is wrong with the file is said with its
+/// path and with what to do.
+fn open_checked(path: &Path) -> Result<(Connection, String, u64)> {
+    let opened = || -> std::result::Result<(Connection, String, u64), OpenError> {
+        let mut db = connect(path, true)?;
+        db.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
+        let fresh: bool = db.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |r| r.get(0))?;
+        let application: i64 = db.query_row("PRAGMA application_id", [], |r| r.get(0))?;
+        if !fresh && application != APPLICATION_ID {
+            return Err(OpenError::Other("it is the database of another application".into()));
+        }
+        check_after_crash(&db, fresh)?;
+        migrate(&mut db)?;
+        let id = match db.query_row("SELECT value FROM meta WHERE key = 'id'", [], |r| r.get(0)).optional()? {
+            Some(id) => id,
+            None => {
+                let id = hex::encode(rand::random::<[u8; 16]>());
+                db.execute("INSERT INTO meta VALUES ('id', ?1)", [&id])?;
+                id
+            }
+        };
+        db.execute("DELETE FROM meta WHERE key = 'closed'", [])?;
+        let last_offset = db.query_row("SELECT coalesce(max(offset), 0) FROM entry", [], |r| r.get(0))?;
+        Ok((db, id, last_offset))
+    };
+    opened().map_err(|error| {
+        let path = path.display();
+        let damaged = |why: &str| format!("{path} is damaged ({why}): restore it from a backup, or move it away to begin anew");
+        let halt = |why| JournalError::Halt { why };
+        match error {
+            OpenError::Damaged(why) => halt(damaged(&why)),
+            OpenError::Newer(found) => halt(format!(
+                "{path} was written by a newer Chainweir (schema {found}, this one knows {}): run that one, or restore a \
                  backup made before it",
-                path.display(),
                 MIGRATIONS.len()
-            ),
-        });
+            )),
+            OpenError::Other(why) => halt(format!("{path} is not a journal: {why}; give another [journal] path")),
+            OpenError::Sqlite(error) => match error.sqlite_error_code() {
+                Some(ErrorCode::NotADatabase) => {
+                    halt(format!("{path} is not a journal: {error}; give another [journal] path"))
+                }
+                Some(ErrorCode::DatabaseCorrupt) => halt(damaged(&error.to_string())),
+                Some(ErrorCode::DiskFull) => JournalError::Full { why: format!("{path}: {error}") },
+                _ => halt(format!("cannot open {path}: {error}")),
+            },
+        }
+    })
+}
+
+/// Why a file cannot be opened as a journal, before its path is named.
+enum OpenError {
+    Sqlite(rusqlite::Error),
+    Damaged(String),
+    Newer(usize),
+    Other(String),
+}
+
+impl From<rusqlite::Error> for OpenError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+fn migrate(db: &mut Connection) -> std::result::Result<(), OpenError> {
+    let found: usize = db.query_row("PRAGMA user_version", [], |r| r.get(0))?;
+    if found > MIGRATIONS.len() {
+        return Err(OpenError::Newer(found));
     }
     for (done, script) in MIGRATIONS.iter().enumerate().skip(found) {
         let tx = db.transaction()?;
@@ -263,18 +324,18 @@ fn migrate(db: &mut Connection, path: &Path) -> Result<()> {
 }
 
 /// A journal that was closed in order is believed; after a crash its structure is checked before it is used.
-fn check_after_crash(db: &Connection, path: &Path) -> Result<()> {
-    let clean: Option<String> =
-        db.query_row("SELECT value FROM meta WHERE key = 'closed'", [], |r| r.get(0)).optional()?;
+fn check_after_crash(db: &Connection, fresh: bool) -> std::result::Result<(), OpenError> {
+    if fresh {
+        return Ok(());
+    }
+    let clean =
+        db.query_row("SELECT value FROM meta WHERE key = 'closed'", [], |r| r.get::<_, String>(0)).optional()?;
     if clean.is_none() {
         let verdict: String = db.query_row("PRAGMA quick_check(1)", [], |r| r.get(0))?;
         if verdict != "ok" {
-            return Err(JournalError::Halt {
-                why: format!("{} is damaged ({verdict}): restore it from a backup", path.display()),
-            });
+            return Err(OpenError::Damaged(verdict));
         }
     }
-    db.execute("DELETE FROM meta WHERE key = 'closed'", [])?;
     Ok(())
 }
 
@@ -297,6 +358,8 @@ impl Writer {
                         close = Some(reply);
                         break;
                     }
+                    #[cfg(test)]
+                    ToWriter::Hook(hook) => hook(&self.db),
                 }
                 next = if group.len() < GROUP { jobs.try_recv().ok() } else { None };
             }
@@ -317,7 +380,10 @@ impl Writer {
         let before = self.last_offset;
         match self.transaction(group) {
             Ok(results) => {
-                self.tail.send_replace(self.last_offset);
+                // A lane's own notes wake nobody.
+                if group.iter().any(|job| matches!(job.write, Write::Step(_) | Write::Undo { .. })) {
+                    self.tail.send_replace(self.last_offset);
+                }
                 for (job, result) in group.drain(..).zip(results) {
                     // A caller that went away is no reason to undo what is durable.
                     drop(job.reply.send(result));
@@ -334,22 +400,14 @@ impl Writer {
     }
 
     fn transaction(&mut self, group: &[Job]) -> Result<Vec<Result<Committed>>> {
-        let mut tx = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let tx = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         let mut results = Vec::with_capacity(group.len());
         for job in group {
-            let before = self.last_offset;
-            let point = tx.savepoint()?;
-            let result = apply(&point, &mut self.last_offset, &job.write);
-            match &result {
-                Ok(_) => point.commit()?,
-                // A refused write takes nothing of the others with it; a failing disk does.
-                Err(JournalError::Moved { .. }) => {
-                    self.last_offset = before;
-                    drop(point);
-                }
-                Err(error) => return Err(error.clone()),
+            match apply(&tx, &mut self.last_offset, &job.write) {
+                // A failing disk takes all of them with it.
+                Err(error @ (JournalError::Full { .. } | JournalError::Halt { .. })) => return Err(error),
+                result => results.push(result),
             }
-            results.push(result);
         }
         tx.commit()?;
         Ok(results)
@@ -357,6 +415,8 @@ impl Writer {
 
     fn close(&mut self) -> Result<()> {
         self.db.execute("INSERT OR REPLACE INTO meta VALUES ('closed', 'yes')", [])?;
+        // Somebody who still reads does not hold up the end; the next start copies the rest.
+        self.db.busy_timeout(Duration::from_millis(200))?;
         self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
         Ok(())
     }
@@ -476,13 +536,17 @@ impl Journal for SqliteJournal {
         if let Some(last) = end.last_mut() {
             *last += 1;
         }
-        let end = (!end.is_empty()).then_some(end);
+        // Bounds that the index can use: a page of a scan costs its own rows, wherever it begins.
+        let (least, over) = match after {
+            Some(after) if after >= prefix => (after, ">"),
+            _ => (prefix, ">="),
+        };
+        let below = if end.is_empty() { "?3 IS NOT NULL" } else { "key < ?3" };
         self.read(|db| {
-            db.prepare_cached(
-                "SELECT key, value FROM state WHERE consumer = ?1 AND key >= ?2 AND (?3 IS NULL OR key < ?3)
-                 AND (?4 IS NULL OR key > ?4) ORDER BY key LIMIT ?5",
-            )?
-            .query_map(params![consumer.0, prefix, end, after, limit], |r| Ok((r.get(0)?, r.get(1)?)))?
+            db.prepare_cached(&format!(
+                "SELECT key, value FROM state WHERE consumer = ?1 AND key {over} ?2 AND {below} ORDER BY key LIMIT ?4"
+            ))?
+            .query_map(params![consumer.0, least, end, limit], |r| Ok((r.get(0)?, r.get(1)?)))?
             .collect()
         })
     }
@@ -650,11 +714,9 @@ impl Journal for SqliteJournal {
         while !thread.is_finished() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
-        let result = receive
+        // The writer lets go of the lock when it ends, not before: what it still writes must not meet a successor's.
+        receive
             .try_recv()
-            .unwrap_or_else(|_| Err(JournalError::Halt { why: format!("its writer did not end in {within:?}") }));
-        // Letting go of the file lets go of the lock as well; doing it here lets a successor in at once.
-        drop(self.lock.unlock());
-        result
+            .unwrap_or_else(|_| Err(JournalError::Halt { why: format!("its writer did not end in {within:?}") }))
     }
 }

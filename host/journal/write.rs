@@ -9,7 +9,8 @@ use crate::model::{BlockRef, ChainId, Op, PluginName, StreamId, StreamSpec};
 
 type Result<T> = std::result::Result<T, JournalError>;
 
-/// Applies one write. On an error the caller rolls back what it did, `last_offset` included.
+/// Applies one write. `Moved` is found before the first change, so that a refused write leaves nothing in the
+/// transaction that it shares; on any other error the caller rolls all of it back, `last_offset` included.
 pub fn apply(db: &Connection, last_offset: &mut u64, write: &Write) -> Result<Committed> {
     let mut done = Committed::default();
     match write {
@@ -87,15 +88,32 @@ fn expect_cursor(found: &Option<BlockRef>, expected: &Option<BlockRef>) -> Resul
     Err(moved(format!("the cursor is at {}, the step began at {}", show(found), show(expected))))
 }
 
+/// A step goes up, except one that only moves marks. SQLite's integers end at 2^63 - 1.
+fn expect_forward(s: &Step, empty: bool) -> Result<()> {
+    if let Some(from) = &s.from
+        && (s.cursor.number < from.number || s.cursor.number == from.number && (!empty || s.cursor.hash != from.hash))
+    {
+        return Err(moved(format!("a step from {from} cannot end at {}", s.cursor)));
+    }
+    let blocks = s.entries.iter().map(|e| &e.block).chain(s.poison.iter().map(|p| &p.block)).chain([&s.cursor]);
+    let largest = blocks.flat_map(|b| [b.number, b.time]).chain([s.safe, s.finalized]).max();
+    if largest.is_some_and(|n| n > i64::MAX as u64) {
+        return Err(moved(format!("a number in the step to {} is too large to be a height or a time", s.cursor)));
+    }
+    Ok(())
+}
+
 fn step(db: &Connection, last_offset: &mut u64, s: &Step) -> Result<()> {
     let before = place(db, s.consumer)?;
     expect_cursor(&before.cursor, &s.from)?;
+    let empty = s.entries.is_empty() && s.state.is_empty();
+    expect_forward(s, empty)?;
     let id = s.consumer.0;
 
     let first_offset = *last_offset + 1;
     insert_entries(db, last_offset, &s.entries)?;
-    if s.undo && (!s.entries.is_empty() || !s.state.is_empty()) {
-        db.prepare_cached("INSERT INTO step VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?.execute(params![
+    if s.undo && !empty {
+        db.prepare_cached("INSERT INTO step VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?2)")?.execute(params![
             id,
             s.cursor.number,
             blob(&s.cursor.hash),
@@ -105,7 +123,7 @@ fn step(db: &Connection, last_offset: &mut u64, s: &Step) -> Result<()> {
             s.entries.len()
         ])?;
         let mut keep = db.prepare_cached(
-            "INSERT INTO undo VALUES (?1, ?2, ?3, (SELECT value FROM state WHERE consumer = ?1 AND key = ?3))",
+            "INSERT OR IGNORE INTO undo VALUES (?1, ?2, ?3, (SELECT value FROM state WHERE consumer = ?1 AND key = ?3))",
         )?;
         for (key, _) in &s.state {
             keep.execute(params![id, s.cursor.number, key])?;
@@ -196,21 +214,26 @@ fn insert_entries(db: &Connection, last_offset: &mut u64, entries: &[NewEntry]) 
 fn undo(db: &Connection, last_offset: &mut u64, id: ConsumerId, from: &BlockRef, to: &BlockRef) -> Result<u64> {
     let before = place(db, id)?;
     expect_cursor(&before.cursor, &Some(*from))?;
+    if to.number > from.number {
+        return Err(moved(format!("cannot walk back from {from} up to {to}")));
+    }
     if to.number < before.finalized {
         return Err(moved(format!("{to} is below the consumer's finalized block {}", before.finalized)));
     }
-    let steps: Vec<(u64, Vec<u8>, u64, u64)> = db
+    let steps: Vec<(u64, Vec<u8>, u64, u64, u64)> = db
         .prepare_cached(
             // At the height of `to` there may be a step on another branch.
-            "SELECT number, hash, first_offset, entries FROM step
+            "SELECT number, hash, first_offset, entries, max(peak, ?4) FROM step
              WHERE consumer = ?1 AND (number > ?2 OR (number = ?2 AND hash <> ?3)) ORDER BY number DESC",
         )?
-        .query_map(params![id.0, to.number, blob(&to.hash)], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?)))?
+        .query_map(params![id.0, to.number, blob(&to.hash), before.peak], |r| {
+            Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?))
+        })?
         .collect::<rusqlite::Result<_>>()?;
     let mut retracted = 0;
-    for (number, hash, first, entries) in steps {
+    for (number, hash, first, entries, peak) in steps {
         // What a lane may at most have seen of these emissions, whatever it has read by now.
-        let confirmations = before.peak.saturating_sub(number) + 1;
+        let confirmations = peak.saturating_sub(number) + 1;
         let safe = number <= before.safe;
         let mut mark =
             db.prepare_cached("UPDATE entry SET retracted_confirmations = ?2, retracted_safe = ?3 WHERE offset = ?1")?;
@@ -246,8 +269,15 @@ fn undo(db: &Connection, last_offset: &mut u64, id: ConsumerId, from: &BlockRef,
                 .execute(params![id.0, number])?;
         }
     }
-    db.prepare_cached("UPDATE consumer SET number = ?2, hash = ?3, parent = ?4, time = ?5 WHERE id = ?1")?
-        .execute(params![id.0, to.number, blob(&to.hash), blob(&to.parent), to.time])?;
+    // What stays remembers how deep it was: a lane may have delivered it then. What comes anew on another
+    // branch has not been that deep, and nothing there is safe yet.
+    db.prepare_cached("UPDATE step SET peak = max(peak, ?2) WHERE consumer = ?1")?
+        .execute(params![id.0, before.peak])?;
+    db.prepare_cached(
+        "UPDATE consumer SET number = ?2, hash = ?3, parent = ?4, time = ?5, peak_number = ?2, safe = min(safe, ?2)
+         WHERE id = ?1",
+    )?
+    .execute(params![id.0, to.number, blob(&to.hash), blob(&to.parent), to.time])?;
     Ok(retracted)
 }
 

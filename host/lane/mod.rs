@@ -16,8 +16,11 @@
 //! It knows nothing of chains, plugins or the router.
 
 pub mod due;
+mod open;
 pub mod schedule;
 mod task;
+#[cfg(test)]
+mod tests;
 mod track;
 
 use std::sync::Arc;

@@ -1,51 +1,75 @@
 //! The task of one output: read, hand over, judge the outcomes, write down what must last.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures::FutureExt;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::open::{Opened, Opening};
 use super::schedule::{after_failures, probe_after};
-use super::track::{ParkedKey, State, TrackLane, delivery_of};
+use super::track::{KNOWN, State, TrackLane, delivery_of};
 use super::{Routed, Settings};
-use crate::journal::{DeadFilter, Journal, JournalError, LaneWrite, Parked, TrackId, Write};
+use crate::journal::{DeadFilter, Entry, Journal, JournalError, LaneWrite, Marks, Parked, TrackId, Write};
 use crate::lane::due::{Due, due};
-use crate::model::{Delivery, Outcome, OutputStatus};
-use crate::sink::{Sink, SinkError, Track};
+use crate::model::{Delivery, Op, Outcome, OutputStatus};
+use crate::sink::{Sink, Track};
 
 /// Positions are written down this often; until then a crash repeats what was delivered, with the same ids.
 const FLUSH_EVERY: Duration = Duration::from_millis(50);
 /// Failures in a row, with no success between, after which the destination counts as down.
 const DOWN_AFTER: u32 = 4;
-/// How often the figures for people are counted.
+/// How often the figures for people are counted, and how soon a journal that failed is asked again.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
+/// A sink has its own deadlines; one that forgot them does not hold a place for ever.
+const CALL_LIMIT: Duration = Duration::from_secs(120);
+
+#[cfg(test)]
+thread_local! {
+    /// Turns of the loop on this thread: shows a lane that spins.
+    pub static TURNS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
 
 pub struct Task {
-    settings: Settings,
-    sink: Arc<dyn Sink>,
-    journal: Arc<dyn Journal>,
+    pub(super) settings: Settings,
+    pub(super) sink: Arc<dyn Sink>,
+    pub(super) journal: Arc<dyn Journal>,
     routed: watch::Receiver<Arc<Vec<Routed>>>,
-    status: Arc<Mutex<OutputStatus>>,
+    pub(super) status: Arc<Mutex<OutputStatus>>,
     backlog: Arc<AtomicU64>,
 
-    tracks: BTreeMap<TrackId, TrackLane>,
+    pub(super) tracks: BTreeMap<TrackId, TrackLane>,
+    /// Tracks that are not ready: to be taken up, or their stream to be prepared again.
+    pub(super) opening: BTreeMap<TrackId, Opening>,
+    /// One at a time.
+    pub(super) opened: JoinSet<Opened>,
     calls: JoinSet<Done>,
-    flushing: JoinSet<Result<(), (JournalError, Vec<LaneWrite>)>>,
+    flushing: JoinSet<Result<Vec<LaneWrite>, (JournalError, Vec<LaneWrite>)>>,
+    counting: JoinSet<Result<(u64, u64), JournalError>>,
     /// To be written, in this order, in one transaction with the positions.
     pending: Vec<LaneWrite>,
-    positions_moved: bool,
     flush_at: Instant,
     count_at: Instant,
+    /// After a failed read of the journal: when to read again.
+    read_at: Option<Instant>,
 
+    /// The track that was served last: the next one has the next turn.
+    last: Option<TrackId>,
+    /// Calls under way for parked keys, and whether the last free place went to one.
+    parked_calls: usize,
+    parked_last: bool,
     failures_in_a_row: u32,
-    /// While the destination is down: when the next probe may go.
+    /// While the destination is down: probes that failed, and when the next one may go.
+    probes: u32,
     probe_at: Option<Instant>,
-    /// Routes, or the dead letters that were put back, are to be read again.
     routes_changed: bool,
+    /// Dead letters may have been put back.
+    redo_changed: bool,
     stopping: bool,
 }
 
@@ -53,6 +77,8 @@ pub struct Task {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum From {
     Window,
+    /// Several of the window in one call.
+    Batch,
     Parked,
     Redo,
 }
@@ -85,15 +111,23 @@ impl Task {
             status,
             backlog,
             tracks: BTreeMap::new(),
+            opening: BTreeMap::new(),
+            opened: JoinSet::new(),
             calls: JoinSet::new(),
             flushing: JoinSet::new(),
+            counting: JoinSet::new(),
             pending: Vec::new(),
-            positions_moved: false,
             flush_at: Instant::now(),
             count_at: Instant::now(),
+            read_at: None,
+            last: None,
+            parked_calls: 0,
+            parked_last: false,
             failures_in_a_row: 0,
+            probes: 0,
             probe_at: None,
             routes_changed: true,
+            redo_changed: false,
             stopping: false,
         }
     }
@@ -102,37 +136,42 @@ impl Task {
         let mut tail = self.journal.tail();
         loop {
             if !self.stopping {
-                if self.routes_changed && !self.must_wait() {
-                    self.routes_changed = !self.take_routes().await;
+                if std::mem::take(&mut self.routes_changed) {
+                    let routed = self.routed.borrow_and_update().clone();
+                    self.take_routes(&routed);
                 }
-                self.prepare().await;
+                self.open_next();
+                if std::mem::take(&mut self.redo_changed) {
+                    self.read_redo().await;
+                }
                 self.fill().await;
                 self.hand_over().await;
+                self.count();
             }
             self.flush();
-            self.count().await;
+            let dropped = |t: &TrackLane| t.gone && t.busy.is_empty();
+            self.tracks.retain(|_, track| !dropped(track));
             if self.stopping && self.calls.is_empty() && self.flushing.is_empty() && !self.dirty() {
                 return;
             }
             let wake = self.wake_at();
+            #[cfg(test)]
+            TURNS.set(TURNS.get() + 1);
             tokio::select! {
                 Some(done) = self.calls.join_next() => match done {
                     Ok(done) => self.judge(done),
-                    Err(error) => {
-                        // Its deliveries stay in flight for ever: begin again from the journal.
-                        tracing::error!(output = %self.settings.output, %error, "a sink call panicked; the lane begins again from the journal");
-                        self.calls.shutdown().await;
-                        self.tracks.clear();
-                        self.pending.clear();
-                        self.routes_changed = true;
-                    }
+                    // Panics are caught inside of the call, and nobody cancels one.
+                    Err(error) => tracing::error!(output = %self.settings.output, %error, "a call of the sink was lost"),
                 },
                 Some(flushed) = self.flushing.join_next() => self.flushed(flushed),
+                Some(opened) = self.opened.join_next(), if !self.stopping => self.take_opened(opened),
+                Some(counted) = self.counting.join_next() => self.counted(counted),
                 changed = tail.changed() => if changed.is_err() { return } else { self.look_again() },
                 Ok(()) = self.routed.changed(), if !self.stopping => self.routes_changed = true,
                 Some(()) = resume.recv() => self.resume(),
                 () = async { drop(stop.wait_for(|s| *s).await) }, if !self.stopping => {
                     self.stopping = true;
+                    self.opened.abort_all();
                     self.flush_at = Instant::now();
                 }
                 () = tokio::time::sleep_until(wake) => {}
@@ -140,24 +179,44 @@ impl Task {
         }
     }
 
+    /// When there is something to do that no event announces.
     fn wake_at(&self) -> Instant {
-        let mut wake = self.count_at;
-        if self.dirty() {
+        let now = Instant::now();
+        let mut wake = now + Duration::from_secs(3600);
+        if self.dirty() && self.flushing.is_empty() {
             wake = wake.min(self.flush_at);
         }
-        if let Some(probe) = self.probe_at.filter(|at| *at > Instant::now()) {
-            return wake.min(probe).max(Instant::now() + Duration::from_millis(1));
+        if self.stopping {
+            return wake;
         }
-        // With calls under way, the end of one of them is what wakes.
-        if self.calls.is_empty() {
-            let now = now_ms();
-            for key in self.tracks.values().flat_map(|t| t.parked.values()) {
-                if let Some(at) = key.at.retry_at_ms {
-                    wake = wake.min(Instant::now() + Duration::from_millis(at.saturating_sub(now)));
-                }
+        if self.counting.is_empty() {
+            wake = wake.min(self.count_at);
+        }
+        if self.opened.is_empty() {
+            wake = self.opening.values().map(|o| o.at).fold(wake, Instant::min);
+        }
+        if self.tracks.values().any(|t| t.wants() > 0) {
+            wake = wake.min(self.read_at.unwrap_or(now));
+        }
+        if self.calls.len() >= self.most() {
+            return wake;
+        }
+        if let Some(at) = self.probe_at.max(self.read_at).filter(|at| *at > now) {
+            return wake.min(at);
+        }
+        let now_ms = now_ms();
+        for track in self.tracks.iter().filter(|(id, _)| self.is_ready(**id)).map(|(_, t)| t) {
+            if let Some(at) = track.wait_until {
+                wake = wake.min(at);
+            }
+            // Where the parked keys' share is used up, the end of one of them is what wakes.
+            if let Some((at, _)) = track.first_parked().filter(|_| self.parked_calls < self.most_parked()) {
+                // Sleep has a resolution of a millisecond: one earlier would only look again.
+                let gap = at.saturating_sub(now_ms).max(1);
+                wake = wake.min(now + Duration::from_millis(gap));
             }
         }
-        wake.max(Instant::now() + Duration::from_millis(1))
+        wake
     }
 
     /// New entries or new marks: what was too early may be due.
@@ -167,15 +226,7 @@ impl Task {
         }
     }
 
-    fn fail(&mut self, what: &str, why: &dyn std::fmt::Display) {
-        tracing::warn!(output = %self.settings.output, %why, "{what}; it is tried again");
-        self.failures_in_a_row += 1;
-        let gap = probe_after(self.failures_in_a_row, None, rand::random());
-        self.probe_at = Some(Instant::now() + gap);
-        self.show("failing", Some(format!("{what}: {why}")));
-    }
-
-    fn show(&self, state: &str, why: Option<String>) {
+    pub(super) fn show(&self, state: &str, why: Option<String>) {
         let mut status = self.status.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         status.state = state.into();
         status.why = why;
@@ -186,125 +237,106 @@ impl Task {
         self.probe_at.is_some_and(|at| Instant::now() < at)
     }
 
-    fn track_name(&self, routed: &Routed) -> Track {
+    fn is_down(&self) -> bool {
+        self.failures_in_a_row >= DOWN_AFTER
+    }
+
+    /// Calls that may be under way at once.
+    fn most(&self) -> usize {
+        if self.is_down() { 1 } else { self.sink.shape().concurrency.max(1) }
+    }
+
+    /// Keys that fail get half of the places at most: they do not crowd out the others.
+    fn most_parked(&self) -> usize {
+        self.most().div_ceil(2)
+    }
+
+    fn is_ready(&self, id: TrackId) -> bool {
+        !self.opening.contains_key(&id)
+    }
+
+    pub(super) fn track_name(&self, routed: &Routed) -> Track {
         Track { output: self.settings.output.clone(), stream: routed.track.stream.clone(), chain: routed.track.chain }
     }
 
-    /// Takes up new tracks where they were left, changed routes and specs, and dead letters that were put back.
-    /// False where it has to be done again.
-    async fn take_routes(&mut self) -> bool {
-        let routed = self.routed.borrow_and_update().clone();
-        for route in routed.iter() {
-            if let Err(why) = self.take_route(route).await {
-                self.fail("cannot take up a track", &why);
-                return false;
-            }
-        }
-        self.tracks.retain(|id, track| routed.iter().any(|r| r.track.id == *id) || !track.busy.is_empty());
-        true
+    /// The ready tracks, the one after the last served first.
+    fn in_turn(&self) -> Vec<TrackId> {
+        let ready = |id: &TrackId| self.is_ready(*id) && self.tracks.get(id).is_some_and(|t| !t.gone);
+        let (before, after): (Vec<_>, Vec<_>) =
+            self.tracks.keys().copied().filter(ready).partition(|id| self.last.is_some_and(|last| *id <= last));
+        [after, before].concat()
     }
 
-    async fn take_route(&mut self, route: &Routed) -> Result<(), String> {
-        let id = route.track.id;
-        let (journal, output) = (self.journal.clone(), self.settings.output.clone());
-        let notes = tokio::task::spawn_blocking(move || {
-            Ok::<_, JournalError>((
-                journal.position(&output, id)?,
-                journal.parked(&output, id)?,
-                journal.redo(&output, id)?,
-            ))
-        });
-        let (noted, parked, redo) = notes.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
-        if let Some(track) = self.tracks.get_mut(&id) {
-            track.prepared &= track.routed.track.spec == route.track.spec;
-            track.routed = route.clone();
-            track.redo = redo.into();
-            return Ok(());
-        }
-        // A destination that keeps its own position is believed before our note of it.
-        let kept = self.sink.position(&self.track_name(route)).await.map_err(|e| e.to_string())?;
-        let position = kept.or(noted).unwrap_or(0);
-        self.tracks.insert(id, TrackLane::new(route.clone(), position, parked, redo));
-        Ok(())
-    }
-
-    /// Tells the sink of streams before their first delivery.
-    async fn prepare(&mut self) {
-        if self.must_wait() {
+    /// Reads on: one piece of each track that has room.
+    async fn fill(&mut self) {
+        if self.read_at.is_some_and(|at| Instant::now() < at) {
             return;
         }
-        let due: Vec<TrackId> = self.tracks.iter().filter(|(_, t)| !t.prepared).map(|(id, _)| *id).collect();
-        for id in due {
-            let Some(track) = self.tracks.get(&id) else { continue };
-            let (stream, spec) = (track.routed.track.stream.clone(), track.routed.track.spec.clone());
-            match self.sink.prepare(&stream, &spec).await {
-                Ok(()) => {
-                    if let Some(track) = self.tracks.get_mut(&id) {
-                        track.prepared = true;
-                    }
-                }
-                Err(error @ (SinkError::Again { .. } | SinkError::Refused { .. })) => {
-                    self.fail(&format!("the destination is not ready for {stream}"), &error);
-                    return;
-                }
-            }
+        let wanted: Vec<(TrackId, u64, usize)> =
+            self.tracks.iter().map(|(id, t)| (*id, t.read, t.wants())).filter(|w| w.2 > 0).collect();
+        if wanted.is_empty() {
+            return;
+        }
+        let reads = self.read(move |journal| {
+            let read = |(id, after, limit)| Ok((id, limit, journal.entries(id, after, limit, None)?));
+            wanted.into_iter().map(read).collect::<Result<Vec<_>, _>>()
+        });
+        let Some(reads) = reads.await else { return };
+        for (id, limit, (marks, entries)) in reads {
+            let Some(track) = self.tracks.get_mut(&id) else { continue };
+            track.take_in(&self.settings.output, &marks, entries, limit);
+            track.advance();
         }
     }
 
-    async fn fill(&mut self) {
-        let output = self.settings.output.clone();
-        for (id, track) in &mut self.tracks {
-            while track.more && track.room() > 0 {
-                let (journal, id, after, room) = (self.journal.clone(), *id, track.read, track.room());
-                let read = tokio::task::spawn_blocking(move || journal.entries(id, after, room, None)).await;
-                match read {
-                    Ok(Ok((marks, entries))) => track.take_in(&output, &marks, entries, room),
-                    Ok(Err(error)) => {
-                        track.more = false;
-                        tracing::error!(%output, %error, "cannot read the journal; it is read again with the next block");
-                    }
-                    Err(error) => {
-                        track.more = false;
-                        tracing::error!(%output, %error, "a read of the journal panicked");
-                    }
-                }
-                if track.advance() {
-                    self.positions_moved = true;
-                }
+    /// Asks the journal, off the runtime. `None` where it failed: it is asked again a little later.
+    async fn read<T: Send + 'static>(
+        &mut self,
+        f: impl FnOnce(&dyn Journal) -> Result<T, JournalError> + Send + 'static,
+    ) -> Option<T> {
+        let journal = self.journal.clone();
+        let why = match tokio::task::spawn_blocking(move || f(&*journal)).await {
+            Ok(Ok(read)) => {
+                self.read_at = None;
+                return Some(read);
             }
-        }
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        tracing::error!(output = %self.settings.output, why, "cannot read the journal; it is read again in a second");
+        self.read_at = Some(Instant::now() + COUNT_EVERY);
+        None
+    }
+
+    async fn entry_at(&mut self, id: TrackId, offset: u64) -> Option<(Marks, Option<Entry>)> {
+        let (marks, entries) = self.read(move |journal| journal.entries(id, offset - 1, 1, None)).await?;
+        Some((marks, entries.into_iter().find(|e| e.offset == offset)))
     }
 
     /// Hands to the sink what may go now.
     async fn hand_over(&mut self) {
-        if self.must_wait() {
-            return;
-        }
-        let shape = self.sink.shape();
-        let down = self.failures_in_a_row >= DOWN_AFTER;
-        let most = if down { 1 } else { shape.concurrency.max(1) };
-        if self.calls.len() >= most {
+        let unread = self.read_at.is_some_and(|at| Instant::now() < at);
+        if self.must_wait() || unread || self.calls.len() >= self.most() {
             return;
         }
         self.redo().await;
-        if shape.batch > 1 {
-            self.hand_over_batches(shape.batch, most);
-        } else {
-            self.retry_parked(most).await;
-            self.hand_over_singles(most);
+        self.retry_parked().await;
+        match self.sink.shape().batch {
+            0 | 1 => self.hand_over_singles(),
+            batch => self.hand_over_batches(batch),
         }
     }
 
-    fn hand_over_batches(&mut self, batch: usize, most: usize) {
-        let ids: Vec<TrackId> = self.tracks.keys().copied().collect();
-        for id in ids {
-            if self.calls.len() >= most {
+    fn hand_over_batches(&mut self, batch: usize) {
+        for id in self.in_turn() {
+            if self.calls.len() >= self.most() {
                 return;
             }
             let Some(track) = self.tracks.get_mut(&id) else { continue };
-            if !track.prepared || !track.busy.is_empty() {
+            if track.stopped || !track.busy.is_empty() || track.wait_until.is_some_and(|at| Instant::now() < at) {
                 continue;
             }
+            track.wait_until = None;
             let mut deliveries = Vec::new();
             for slot in track.window.iter_mut().filter(|s| s.state == State::Queued).take(batch) {
                 slot.state = State::InFlight;
@@ -312,21 +344,20 @@ impl Task {
             }
             if !deliveries.is_empty() {
                 // One call a track: its order is the batch's order.
-                track.busy.insert(String::new());
-                self.call(id, From::Window, deliveries);
+                self.last = Some(id);
+                self.call(id, From::Batch, String::new(), deliveries);
             }
         }
     }
 
-    fn hand_over_singles(&mut self, most: usize) {
-        let ids: Vec<TrackId> = self.tracks.keys().copied().collect();
-        for id in ids {
-            let Some(track) = self.tracks.get_mut(&id) else { continue };
-            if !track.prepared {
-                continue;
+    fn hand_over_singles(&mut self) {
+        for id in self.in_turn() {
+            let room = self.most().saturating_sub(self.calls.len());
+            if room == 0 {
+                return;
             }
-            let room = most.saturating_sub(self.calls.len());
-            let mut go = Vec::new();
+            let Some(track) = self.tracks.get_mut(&id) else { continue };
+            let mut go: Vec<Delivery> = Vec::new();
             for slot in &mut track.window {
                 if go.len() >= room {
                     break;
@@ -341,165 +372,213 @@ impl Task {
                 go.push(delivery.clone());
             }
             for delivery in go {
-                self.call(id, From::Window, vec![delivery]);
+                self.last = Some(id);
+                self.parked_last = false;
+                self.call(id, From::Window, delivery.emission.lane_key.clone(), vec![delivery]);
             }
         }
     }
 
-    /// Parked keys whose time has come: their next delivery, read from the journal.
-    async fn retry_parked(&mut self, most: usize) {
-        let now = now_ms();
-        let due: Vec<(TrackId, String)> = self
-            .tracks
-            .iter()
-            .filter(|(_, t)| t.prepared)
-            .flat_map(|(id, t)| {
-                t.parked
-                    .iter()
-                    .filter(|(key, p)| p.at.retry_at_ms.is_some_and(|at| at <= now) && !t.busy.contains(*key))
-                    .map(|(key, _)| (*id, key.clone()))
-            })
-            .take(most.saturating_sub(self.calls.len()))
-            .collect();
-        for (id, key) in due {
-            self.retry_one(id, &key).await;
-        }
-    }
-
-    async fn retry_one(&mut self, id: TrackId, key: &str) {
-        loop {
-            let Some(track) = self.tracks.get(&id) else { return };
-            let Some(parked) = track.parked.get(key) else { return };
-            let (journal, after, read, lane_key) =
-                (self.journal.clone(), parked.at.next - 1, track.read, key.to_owned());
-            let found = tokio::task::spawn_blocking(move || journal.entries(id, after, 1, Some(&lane_key))).await;
-            let (marks, entries) = match found {
-                Ok(Ok(found)) => found,
-                Ok(Err(error)) => return self.fail("cannot read the journal for a parked lane", &error),
-                Err(error) => return self.fail("cannot read the journal for a parked lane", &error),
-            };
-            let Some(track) = self.tracks.get_mut(&id) else { return };
-            let when = track.routed.when;
-            let stream = track.routed.track.stream.clone();
-            match entries.into_iter().next().filter(|e| e.offset <= read) {
-                Some(entry) => {
-                    let next = entry.offset + 1;
-                    // What the window had passed was due; what is not was cancelled since.
-                    if due(&entry, when, &marks) == Due::Now {
-                        track.busy.insert(key.to_owned());
-                        let delivery = delivery_of(&self.settings.output, &stream, entry);
-                        return self.call(id, From::Parked, vec![delivery]);
-                    }
-                    if let Some(parked) = track.parked.get_mut(key) {
-                        parked.at.next = next;
-                        parked.moved = true;
-                    }
-                }
-                // Nothing of it is left up to where the window began to take this key again. The window
-                // has not moved meanwhile: this task moves it.
-                None => {
-                    track.parked.remove(key);
-                    self.pending.push(LaneWrite::Unpark {
-                        output: self.settings.output.clone(),
-                        track: id,
-                        lane_key: key.to_owned(),
-                    });
-                    return;
-                }
+    /// Parked keys whose time has come: their next delivery, read from the journal. A destination that is
+    /// down is probed with one of them where nothing else waits, whatever its time.
+    async fn retry_parked(&mut self) {
+        while self.calls.len() < self.most() && self.parked_calls < self.most_parked() {
+            // With one place only, the window and the parked keys take turns.
+            let queued = |(id, t): (&TrackId, &TrackLane)| self.is_ready(*id) && t.queued();
+            let others = (self.most() == 1 && self.parked_last || self.is_down()) && self.tracks.iter().any(queued);
+            if others && self.parked_last {
+                return;
+            }
+            let until = if self.is_down() && !others { u64::MAX } else { now_ms() };
+            let first = self.in_turn().into_iter().filter_map(|id| {
+                let (at, key) = self.tracks.get(&id)?.first_parked()?;
+                Some((at, id, key.to_owned()))
+            });
+            let Some((_, id, key)) = first.filter(|f| f.0 <= until).min_by_key(|f| f.0) else { return };
+            if !self.retry_one(id, &key).await {
+                return;
             }
         }
     }
 
-    /// Dead letters that were put back: each alone, beside the lane.
+    /// False where nothing came of it, so that the next turn tries again.
+    async fn retry_one(&mut self, id: TrackId, key: &str) -> bool {
+        let Some(offset) = self.tracks.get(&id).and_then(|t| t.parked.get(key)).map(|p| p.at.next) else {
+            return false;
+        };
+        let Some((marks, entry)) = self.entry_at(id, offset).await else { return false };
+        match entry.filter(|e| e.lane_key == key) {
+            Some(entry) => {
+                let Some(track) = self.tracks.get_mut(&id) else { return true };
+                // What the window had passed was due then, and is owed even where the cursor has been walked
+                // back since (`Later`).
+                if due(&entry, track.routed.when, &marks) == Due::Never {
+                    if !track.next_of_parked(key) {
+                        self.unpark(id, key);
+                    }
+                    return true;
+                }
+                let delivery = delivery_of(&self.settings.output, &track.routed.track.stream.clone(), entry);
+                self.parked_last = true;
+                self.call(id, From::Parked, key.to_owned(), vec![delivery]);
+                true
+            }
+            // More was left to it than is remembered.
+            None => {
+                let lane_key = key.to_owned();
+                let read = self.read(move |j| j.entries(id, offset - 1, KNOWN, Some(&lane_key))).await;
+                let Some((_, entries)) = read else { return false };
+                let Some(track) = self.tracks.get_mut(&id) else { return true };
+                let all = entries.len() < KNOWN || entries.last().is_some_and(|e| e.offset > track.read);
+                let offsets = entries.iter().map(|e| e.offset).filter(|o| *o <= track.read).collect();
+                // Nothing of it is left up to where the window takes this key again.
+                if !track.refill(key, offsets, all) {
+                    self.unpark(id, key);
+                }
+                true
+            }
+        }
+    }
+
+    fn unpark(&mut self, id: TrackId, key: &str) {
+        if let Some(track) = self.tracks.get_mut(&id) {
+            track.unpark(key);
+        }
+        let (output, lane_key) = (self.settings.output.clone(), key.to_owned());
+        self.pending.push(LaneWrite::Unpark { output, track: id, lane_key });
+    }
+
+    /// Dead letters may have been put back.
+    pub(super) fn redo_changed(&mut self) {
+        self.redo_changed = true;
+    }
+
+    async fn read_redo(&mut self) {
+        let (ids, output): (Vec<TrackId>, _) = (self.tracks.keys().copied().collect(), self.settings.output.clone());
+        let read = self.read(move |journal| {
+            ids.into_iter().map(|id| Ok((id, journal.redo(&output, id)?))).collect::<Result<Vec<_>, _>>()
+        });
+        let Some(read) = read.await else {
+            self.redo_changed = true;
+            return;
+        };
+        for (id, offsets) in read {
+            if let Some(track) = self.tracks.get_mut(&id) {
+                track.redo = offsets.into_iter().filter(|o| !track.redo_taken.contains(o)).collect();
+            }
+        }
+    }
+
+    /// Dead letters that were put back: each once, ahead of its lane key's next one.
     async fn redo(&mut self) {
-        let ids: Vec<TrackId> = self.tracks.iter().filter(|(_, t)| t.prepared).map(|(id, _)| *id).collect();
-        for id in ids {
-            let Some(offset) = self.tracks.get_mut(&id).and_then(|t| t.redo.pop_front()) else { continue };
-            let journal = self.journal.clone();
-            let read = tokio::task::spawn_blocking(move || journal.entries(id, offset - 1, 1, None)).await;
-            let entry = match read {
-                Ok(Ok((_, entries))) => entries.into_iter().next().filter(|e| e.offset == offset),
-                Ok(Err(error)) => return self.fail("cannot read a dead letter", &error),
-                Err(error) => return self.fail("cannot read a dead letter", &error),
-            };
+        for id in self.in_turn() {
+            if self.calls.len() >= self.most() {
+                return;
+            }
+            let Some(offset) = self.tracks.get(&id).and_then(|t| t.redo.front().copied()) else { continue };
+            let Some((_, entry)) = self.entry_at(id, offset).await else { return };
+            let Some(track) = self.tracks.get_mut(&id) else { continue };
+            let batch = self.sink.shape().batch > 1;
+            // Beside a retraction under way it could come after it.
+            if entry.as_ref().is_some_and(|e| track.busy.contains(&e.lane_key)) || batch && !track.busy.is_empty() {
+                continue;
+            }
+            track.redo.pop_front();
+            track.redo_taken.insert(offset);
             // What was retracted since is not said any more: its retraction has been, or will be.
-            let say = entry.filter(|e| e.retracted.is_none() || e.op == crate::model::Op::Retract);
-            match (say, self.tracks.get(&id)) {
-                (Some(entry), Some(track)) => {
+            match entry.filter(|e| e.retracted.is_none() || e.op == Op::Retract) {
+                Some(entry) => {
                     let delivery = delivery_of(&self.settings.output, &track.routed.track.stream.clone(), entry);
-                    self.call(id, From::Redo, vec![delivery]);
+                    self.call(id, From::Redo, delivery.emission.lane_key.clone(), vec![delivery]);
                 }
-                _ => self.pending.push(LaneWrite::Redone { output: self.settings.output.clone(), track: id, offset }),
+                None => {
+                    let output = self.settings.output.clone();
+                    self.pending.push(LaneWrite::Redone { output, track: id, offset });
+                }
             }
         }
     }
 
-    fn call(&mut self, track: TrackId, from: From, batch: Vec<Delivery>) {
-        let Some(lane) = self.tracks.get(&track) else { return };
-        let (sink, name) = (self.sink.clone(), self.track_name(&lane.routed));
+    fn call(&mut self, id: TrackId, from: From, busy: String, batch: Vec<Delivery>) {
+        let Some(track) = self.tracks.get_mut(&id) else { return };
+        track.busy.insert(busy);
+        let routed = track.routed.clone();
+        let (sink, name) = (self.sink.clone(), self.track_name(&routed));
+        self.parked_calls += usize::from(from == From::Parked);
         self.calls.spawn(async move {
-            let mut outcomes = sink.deliver(&name, &batch).await;
+            let call = AssertUnwindSafe(sink.deliver(&name, &batch)).catch_unwind();
+            let (mut outcomes, silent) = match tokio::time::timeout(CALL_LIMIT, call).await {
+                Ok(Ok(outcomes)) => (outcomes, "the sink said nothing of this delivery"),
+                Ok(Err(_)) => (vec![], "the sink panicked; this is a bug, please report it with the log"),
+                Err(_) => (vec![], "the sink did not answer in two minutes"),
+            };
             // A sink that says too little has not delivered the rest.
             while outcomes.len() < batch.len() {
-                outcomes.push(Outcome::Retry { why: "the sink said nothing of this delivery".into(), after: None });
+                outcomes.push(Outcome::Retry { why: silent.into(), after: None });
             }
-            Done { track, from, batch, outcomes }
+            Done { track: id, from, batch, outcomes }
         });
     }
 
     fn judge(&mut self, done: Done) {
-        let single = self.sink.shape().batch <= 1;
-        let output = self.settings.output.clone();
-        if let Some(track) = self.tracks.get_mut(&done.track) {
-            let key = if single { done.batch[0].emission.lane_key.as_str() } else { "" };
-            if done.from != From::Redo {
-                track.busy.remove(key);
-            }
+        let (id, from) = (done.track, done.from);
+        self.parked_calls -= usize::from(from == From::Parked);
+        if let Some(track) = self.tracks.get_mut(&id) {
+            track.busy.remove(if from == From::Batch { "" } else { done.batch[0].emission.lane_key.as_str() });
         }
+        // In a batch nothing passes one that has to wait.
+        let mut held = false;
         for (delivery, outcome) in done.batch.into_iter().zip(done.outcomes) {
+            if held {
+                self.back_to_queue(id, delivery.offset);
+                continue;
+            }
             let label = match &outcome {
                 Outcome::Delivered => "delivered",
                 Outcome::Retry { .. } => "retry",
                 Outcome::Refused { .. } => "refused",
             };
-            metrics::counter!("chainweir_deliveries_total", "output" => output.to_string(), "outcome" => label)
+            metrics::counter!("chainweir_deliveries_total", "output" => self.settings.output.to_string(), "outcome" => label)
                 .increment(1);
             match outcome {
                 Outcome::Delivered => {
-                    self.succeeded();
-                    self.settle(done.track, done.from, &delivery);
+                    self.is_up(id);
+                    self.delivered();
+                    self.settle(id, from, &delivery);
                 }
                 Outcome::Refused { why } => {
                     // It answered: it is not down.
-                    self.failures_in_a_row = 0;
-                    self.probe_at = None;
-                    self.refused(done.track, done.from, &delivery, why);
-                }
-                Outcome::Retry { why, after } if single => {
-                    self.failed(done.track, done.from, &delivery, why, after);
+                    self.is_up(id);
+                    held = self.refused(id, from, &delivery, why);
                 }
                 Outcome::Retry { why, after } => {
                     self.destination_failed(&why, after);
-                    self.back_to_queue(done.track, done.from, delivery.offset);
+                    if from == From::Batch {
+                        self.batch_failed(id, delivery.offset, after);
+                        held = true;
+                    } else {
+                        self.failed(id, from, &delivery, why, after);
+                    }
                 }
             }
         }
-        if let Some(track) = self.tracks.get_mut(&done.track)
-            && track.advance()
-        {
-            self.positions_moved = true;
+        if let Some(track) = self.tracks.get_mut(&id) {
+            track.advance();
         }
     }
 
-    fn back_to_queue(&mut self, id: TrackId, from: From, offset: u64) {
-        let Some(track) = self.tracks.get_mut(&id) else { return };
-        match from {
-            From::Redo => track.redo.push_front(offset),
-            From::Window | From::Parked => {
-                if let Some(slot) = track.slot(offset) {
-                    slot.state = State::Queued;
-                }
-            }
+    fn back_to_queue(&mut self, id: TrackId, offset: u64) {
+        if let Some(slot) = self.tracks.get_mut(&id).and_then(|t| t.slot(offset)) {
+            slot.state = State::Queued;
+        }
+    }
+
+    /// One track of a sink that takes batches waits; the others go on.
+    fn batch_failed(&mut self, id: TrackId, offset: u64, wish: Option<Duration>) {
+        self.back_to_queue(id, offset);
+        if let Some(track) = self.tracks.get_mut(&id) {
+            track.failures += 1;
+            track.wait_until = Some(Instant::now() + probe_after(track.failures, wish, rand::random()));
         }
     }
 
@@ -507,26 +586,37 @@ impl Task {
         if self.failures_in_a_row == 0 {
             tracing::warn!(output = %self.settings.output, why, "a delivery failed; it is tried again");
         }
-        self.failures_in_a_row += 1;
-        if self.sink.shape().batch > 1 || self.failures_in_a_row >= DOWN_AFTER {
-            let gap = probe_after(self.failures_in_a_row.saturating_sub(DOWN_AFTER), wish, rand::random());
-            self.probe_at = Some(Instant::now() + gap);
+        self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
+        if self.is_down() {
+            // What was under way when it went down is no probe.
+            let straggler = self.must_wait();
+            self.probes = self.probes.saturating_add(u32::from(!straggler));
+            let at = Instant::now() + probe_after(self.probes, wish, rand::random());
+            self.probe_at = self.probe_at.filter(|_| straggler).max(Some(at));
         }
         self.show("failing", Some(why.to_owned()));
     }
 
-    fn succeeded(&mut self) {
-        let was_down = self.failures_in_a_row >= DOWN_AFTER;
-        if self.failures_in_a_row > 0 {
-            self.failures_in_a_row = 0;
-            self.probe_at = None;
-            self.show("ok", None);
+    fn is_up(&mut self, id: TrackId) {
+        if let Some(track) = self.tracks.get_mut(&id) {
+            track.failures = 0;
         }
+        if self.failures_in_a_row == 0 {
+            return;
+        }
+        let was_down = self.is_down();
+        self.failures_in_a_row = 0;
+        self.probes = 0;
+        self.probe_at = None;
+        self.show("ok", None);
         if was_down {
             tracing::info!(output = %self.settings.output, "the destination is back");
             // What failed for the destination's sake need not wait for its turn on the schedule.
-            self.wake_parked(false);
+            self.tracks.values_mut().for_each(|t| t.wake_parked(false));
         }
+    }
+
+    fn delivered(&mut self) {
         let mut status = self.status.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         status.delivered += 1;
         if status.state == "idle" {
@@ -534,41 +624,27 @@ impl Task {
         }
     }
 
-    fn wake_parked(&mut self, stopped_too: bool) {
-        for key in self.tracks.values_mut().flat_map(|t| t.parked.values_mut()) {
-            if key.at.retry_at_ms.is_some() || stopped_too {
-                key.at.retry_at_ms = Some(0);
-            }
-        }
-    }
-
     fn resume(&mut self) {
         self.failures_in_a_row = 0;
+        self.probes = 0;
         self.probe_at = None;
-        self.wake_parked(true);
-        // Dead letters may have been put back.
-        self.routes_changed = true;
+        self.tracks.values_mut().for_each(|t| t.wake_parked(true));
+        self.opening.values_mut().for_each(|o| o.at = Instant::now());
+        self.redo_changed = true;
     }
 
     fn settle(&mut self, id: TrackId, from: From, delivery: &Delivery) {
-        let output = self.settings.output.clone();
         let Some(track) = self.tracks.get_mut(&id) else { return };
+        let key = &delivery.emission.lane_key;
         match from {
-            From::Window => {
-                if let Some(slot) = track.slot(delivery.offset) {
-                    slot.state = State::Settled;
-                    slot.delivery = None;
-                }
-            }
+            From::Window | From::Batch => track.settle(delivery.offset),
             From::Parked => {
-                if let Some(parked) = track.parked.get_mut(&delivery.emission.lane_key) {
-                    parked.at.next = delivery.offset + 1;
-                    parked.at.attempts = 0;
-                    parked.at.retry_at_ms = Some(0);
-                    parked.moved = true;
+                if !track.next_of_parked(key) {
+                    self.unpark(id, key);
                 }
             }
             From::Redo => {
+                let output = self.settings.output.clone();
                 self.pending.push(LaneWrite::Redone { output, track: id, offset: delivery.offset });
             }
         }
@@ -588,34 +664,31 @@ impl Task {
         self.settle(id, from, delivery);
     }
 
-    fn refused(&mut self, id: TrackId, from: From, delivery: &Delivery, why: String) {
+    /// True where what is behind it in its batch has to wait.
+    fn refused(&mut self, id: TrackId, from: From, delivery: &Delivery, why: String) -> bool {
         let attempts = self.attempts_so_far(id, from, delivery) + 1;
         if !self.settings.stop_on_refused || from == From::Redo {
-            return self.dead_letter(id, from, delivery, attempts, why);
+            self.dead_letter(id, from, delivery, attempts, why);
+            return false;
         }
-        if self.sink.shape().batch > 1 {
-            self.show("stopped", Some(why));
-            self.back_to_queue(id, from, delivery.offset);
-            // Until a person resumes it: a year is as good as for ever.
-            self.probe_at = Some(Instant::now() + Duration::from_secs(365 * 86_400));
-        } else {
-            self.park(id, delivery, attempts, None, why);
+        self.show("stopped", Some(why.clone()));
+        if from == From::Batch {
+            self.back_to_queue(id, delivery.offset);
+            if let Some(track) = self.tracks.get_mut(&id) {
+                track.stopped = true;
+            }
+            return true;
         }
+        self.park(id, delivery, attempts, None, why);
+        false
     }
 
     fn attempts_so_far(&self, id: TrackId, from: From, delivery: &Delivery) -> u32 {
-        match from {
-            From::Parked => self
-                .tracks
-                .get(&id)
-                .and_then(|t| t.parked.get(&delivery.emission.lane_key))
-                .map_or(0, |p| p.at.attempts),
-            From::Window | From::Redo => 0,
-        }
+        let parked = || self.tracks.get(&id)?.parked.get(&delivery.emission.lane_key);
+        if from == From::Parked { parked().map_or(0, |p| p.at.attempts) } else { 0 }
     }
 
     fn failed(&mut self, id: TrackId, from: From, delivery: &Delivery, why: String, wish: Option<Duration>) {
-        self.destination_failed(&why, wish);
         if from == From::Redo {
             return self.dead_letter(id, from, delivery, 1, why);
         }
@@ -632,45 +705,67 @@ impl Task {
 
     fn park(&mut self, id: TrackId, delivery: &Delivery, attempts: u32, retry_at_ms: Option<u64>, why: String) {
         let lane_key = delivery.emission.lane_key.clone();
-        let parked = Parked { lane_key: lane_key.clone(), next: delivery.offset, attempts, retry_at_ms, why };
+        let parked = Parked { lane_key, next: delivery.offset, attempts, retry_at_ms, why };
         self.pending.push(LaneWrite::Park { output: self.settings.output.clone(), track: id, parked: parked.clone() });
         if let Some(track) = self.tracks.get_mut(&id) {
-            track.leave_to_parked(&lane_key);
-            track.parked.insert(lane_key, ParkedKey { at: parked, moved: false });
+            track.park(parked);
         }
     }
 
     fn dirty(&self) -> bool {
-        self.positions_moved || !self.pending.is_empty()
+        !self.pending.is_empty() || self.tracks.values().any(|t| t.position > t.noted)
     }
 
-    /// Writes down what must last: parked keys and dead letters before the positions that pass them.
+    /// Writes down what must last: parked keys and dead letters with the positions that pass them.
     fn flush(&mut self) {
-        if !self.dirty() || !self.flushing.is_empty() || Instant::now() < self.flush_at {
+        if !self.flushing.is_empty() || Instant::now() < self.flush_at || !self.dirty() {
             return;
         }
         self.flush_at = Instant::now() + FLUSH_EVERY;
         let mut writes = std::mem::take(&mut self.pending);
-        self.positions_moved = false;
         let output = &self.settings.output;
         for (id, track) in &mut self.tracks {
             for key in track.parked.values_mut().filter(|k| k.moved) {
                 key.moved = false;
                 writes.push(LaneWrite::Park { output: output.clone(), track: *id, parked: key.at.clone() });
             }
-            writes.push(LaneWrite::Position { output: output.clone(), track: *id, position: track.position });
+            if track.position > track.noted {
+                track.noted = track.position;
+                writes.push(LaneWrite::Position { output: output.clone(), track: *id, position: track.position });
+            }
         }
         let journal = self.journal.clone();
         self.flushing.spawn(async move {
-            journal.commit(Write::Lane(writes.clone())).await.map(drop).map_err(|error| (error, writes))
+            match journal.commit(Write::Lane(writes.clone())).await {
+                Ok(_) => Ok(writes),
+                Err(error) => Err((error, writes)),
+            }
         });
     }
 
-    fn flushed(&mut self, flushed: Result<Result<(), (JournalError, Vec<LaneWrite>)>, tokio::task::JoinError>) {
+    fn flushed(
+        &mut self,
+        flushed: Result<Result<Vec<LaneWrite>, (JournalError, Vec<LaneWrite>)>, tokio::task::JoinError>,
+    ) {
         match flushed {
-            Ok(Ok(())) => {}
+            Ok(Ok(writes)) => {
+                for write in writes {
+                    if let LaneWrite::Redone { track, offset, .. } = write
+                        && let Some(track) = self.tracks.get_mut(&track)
+                    {
+                        track.redo_taken.remove(&offset);
+                        // It may have been put back once more.
+                        self.redo_changed = true;
+                    }
+                }
+            }
+            // Nothing is lost by giving up: what is not written down is only repeated.
+            Ok(Err((error, _))) if self.stopping => {
+                tracing::warn!(output = %self.settings.output, %error, "cannot write the lane's position; the next start repeats a little");
+                self.pending.clear();
+                self.tracks.clear();
+            }
             Ok(Err((error, mut writes))) => {
-                // Nothing is lost by waiting: until it is written, a crash only repeats.
                 tracing::warn!(output = %self.settings.output, %error, "cannot write the lane's position; it is written again");
                 writes.append(&mut self.pending);
                 self.pending = writes;
@@ -682,23 +777,27 @@ impl Task {
         }
     }
 
-    async fn count(&mut self) {
-        if Instant::now() < self.count_at || self.stopping {
+    fn count(&mut self) {
+        if Instant::now() < self.count_at || !self.counting.is_empty() {
             return;
         }
-        self.count_at = Instant::now() + COUNT_EVERY;
         let (journal, output) = (self.journal.clone(), self.settings.output.clone());
         let positions: Vec<(TrackId, u64)> = self.tracks.iter().map(|(id, t)| (*id, t.position)).collect();
-        let counted = tokio::task::spawn_blocking(move || {
+        self.counting.spawn_blocking(move || {
             let mut backlog = 0;
             for (track, position) in positions {
                 backlog += journal.backlog(track, position)?;
             }
             let dead = journal.dead(&DeadFilter { output: Some(output), ..DeadFilter::default() }, 0, 10_000)?;
-            Ok::<_, JournalError>((backlog, dead.len() as u64))
+            Ok((backlog, dead.len() as u64))
         });
+    }
+
+    fn counted(&mut self, counted: Result<Result<(u64, u64), JournalError>, tokio::task::JoinError>) {
+        self.count_at = Instant::now() + COUNT_EVERY;
         let parked = self.tracks.values().map(|t| t.parked.len() as u64).sum();
-        if let Ok(Ok((backlog, dead))) = counted.await {
+        // A count that failed leaves the last figures: whoever delivers says what is wrong with the journal.
+        if let Ok(Ok((backlog, dead))) = counted {
             self.backlog.store(backlog, Ordering::Relaxed);
             metrics::gauge!("chainweir_lane_backlog", "output" => self.settings.output.to_string()).set(backlog as f64);
             let mut status = self.status.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -1,15 +1,25 @@
 //! One track on its way to one output: a window of entries in offset order, and the keys that wait alone.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+
+use tokio::time::Instant;
 
 use super::Routed;
 use super::due::{Due, due};
 use crate::journal::{Entry, Marks, Parked};
 use crate::model::{Delivery, DeliveryId, Emission, OutputName, StreamId};
 
-/// Entries held in memory per track: bounds how far the others may run ahead of a slow one.
-pub const WINDOW: usize = 1024;
+/// Deliveries held in memory per track, and their payloads' bytes: 1,024 and 8 MiB.
+const WINDOW: usize = 1024;
+const WINDOW_BYTES: usize = 8 << 20;
+/// How far the others may run ahead of a slow one: what a crash may repeat.
+const SLOTS: usize = 8 * WINDOW;
+/// Entries in one read of the journal.
+const CHUNK: usize = 256;
+/// Offsets remembered per parked key, and of all parked keys of a track (2 MiB); beyond, they are read again.
+pub const KNOWN: usize = 1024;
+const KNOWN_OF_TRACK: usize = 1 << 18;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
@@ -22,7 +32,7 @@ pub enum State {
 pub struct Slot {
     pub offset: u64,
     pub state: State,
-    /// `None` where there is nothing to deliver: cancelled, or left to a parked key.
+    /// `None` where there is nothing to deliver: cancelled, settled, or left to a parked key.
     pub delivery: Option<Delivery>,
 }
 
@@ -31,18 +41,31 @@ pub struct TrackLane {
     pub routed: Routed,
     /// All up to here is settled or parked.
     pub position: u64,
+    /// The position that was last written down.
+    pub noted: u64,
     /// All up to here has been taken into the window.
     pub read: u64,
     /// There may be entries after `read`.
     pub more: bool,
     pub window: VecDeque<Slot>,
+    live: usize,
+    live_bytes: usize,
     pub parked: HashMap<String, ParkedKey>,
-    /// Lane keys with a delivery under way.
+    /// Parked keys that wait for a time, by that time; without those under way.
+    schedule: BTreeSet<(u64, String)>,
+    known: usize,
+    /// Lane keys with a delivery under way; of a sink that takes batches, the empty one.
     pub busy: HashSet<String>,
-    /// The sink has been told of the stream's present spec.
-    pub prepared: bool,
     /// Offsets of dead letters that were put back.
     pub redo: VecDeque<u64>,
+    /// Those of them that are under way, or whose end is not written down yet.
+    pub redo_taken: HashSet<u64>,
+    /// Of a sink that takes batches: failures in a row, when to try again, and why it waits for a person.
+    pub failures: u32,
+    pub wait_until: Option<Instant>,
+    pub stopped: bool,
+    /// No longer routed: it ends when what is under way has ended.
+    pub gone: bool,
 }
 
 #[derive(Debug)]
@@ -50,25 +73,51 @@ pub struct ParkedKey {
     pub at: Parked,
     /// Whether `next` moved since it was written down.
     pub moved: bool,
+    /// Offsets after `at.next` that the window left to this key.
+    pub known: VecDeque<u64>,
+    /// Nothing else was left to it.
+    pub complete: bool,
 }
 
 impl TrackLane {
-    pub fn new(routed: Routed, position: u64, parked: Vec<Parked>, redo: Vec<u64>) -> Self {
-        Self {
+    /// `left` holds, for every parked key, the offsets up to `position` that wait for it, and whether these are all.
+    pub fn new(routed: Routed, position: u64, parked: Vec<(Parked, VecDeque<u64>, bool)>, redo: Vec<u64>) -> Self {
+        let mut track = Self {
             routed,
             position,
+            noted: position,
             read: position,
             more: true,
             window: VecDeque::new(),
-            parked: parked.into_iter().map(|at| (at.lane_key.clone(), ParkedKey { at, moved: false })).collect(),
+            live: 0,
+            live_bytes: 0,
+            parked: HashMap::new(),
+            schedule: BTreeSet::new(),
+            known: 0,
             busy: HashSet::new(),
-            prepared: false,
             redo: redo.into(),
+            redo_taken: HashSet::new(),
+            failures: 0,
+            wait_until: None,
+            stopped: false,
+            gone: false,
+        };
+        for (at, known, complete) in parked {
+            track.known += known.len();
+            track.parked.insert(at.lane_key.clone(), ParkedKey { at: at.clone(), moved: false, known, complete });
+            track.reschedule(&at.lane_key, at.retry_at_ms);
         }
+        track
     }
 
-    pub fn room(&self) -> usize {
-        WINDOW.saturating_sub(self.window.len())
+    /// How many entries to read now; 0 where there is enough to do.
+    pub fn wants(&self) -> usize {
+        let enough = !self.more
+            || self.gone
+            || self.live > WINDOW / 2
+            || self.live_bytes > WINDOW_BYTES / 2
+            || self.window.len() >= SLOTS;
+        if enough { 0 } else { CHUNK }
     }
 
     /// Takes in entries that were read after `self.read`; `asked` is how many would have been taken.
@@ -83,13 +132,35 @@ impl TrackLane {
                     return;
                 }
                 Due::Never => None,
-                Due::Now if self.parked.contains_key(&entry.lane_key) => None,
+                Due::Now if self.leave(&entry.lane_key, offset) => None,
+                Due::Now if self.live_bytes > WINDOW_BYTES => {
+                    self.more = true;
+                    return;
+                }
                 Due::Now => Some(delivery_of(output, &self.routed.track.stream, entry)),
             };
             let state = if delivery.is_some() { State::Queued } else { State::Settled };
+            if let Some(delivery) = &delivery {
+                self.live += 1;
+                self.live_bytes += delivery.emission.payload.len();
+            }
             self.window.push_back(Slot { offset, state, delivery });
             self.read = offset;
         }
+    }
+
+    /// Leaves an offset to its key where that is parked.
+    fn leave(&mut self, lane_key: &str, offset: u64) -> bool {
+        let Some(key) = self.parked.get_mut(lane_key) else { return false };
+        if offset > key.at.next && key.complete {
+            if key.known.len() < KNOWN && self.known < KNOWN_OF_TRACK {
+                key.known.push_back(offset);
+                self.known += 1;
+            } else {
+                key.complete = false;
+            }
+        }
+        true
     }
 
     pub fn slot(&mut self, offset: u64) -> Option<&mut Slot> {
@@ -97,25 +168,130 @@ impl TrackLane {
         self.window.get_mut(at)
     }
 
-    /// Everything of this key in the window is left to the parked reader.
-    pub fn leave_to_parked(&mut self, lane_key: &str) {
-        for slot in &mut self.window {
-            if slot.delivery.as_ref().is_some_and(|d| d.emission.lane_key == lane_key) {
-                slot.delivery = None;
-                slot.state = State::Settled;
-            }
+    pub fn settle(&mut self, offset: u64) {
+        if let Ok(at) = self.window.binary_search_by_key(&offset, |s| s.offset) {
+            self.settle_at(at);
         }
     }
 
-    /// Moves the position over the settled prefix; true where it moved.
-    pub fn advance(&mut self) -> bool {
-        let before = self.position;
+    fn settle_at(&mut self, at: usize) {
+        let slot = &mut self.window[at];
+        slot.state = State::Settled;
+        if let Some(delivery) = slot.delivery.take() {
+            self.live -= 1;
+            self.live_bytes -= delivery.emission.payload.len();
+        }
+    }
+
+    pub fn queued(&self) -> bool {
+        self.window.iter().any(|s| {
+            s.state == State::Queued && s.delivery.as_ref().is_some_and(|d| !self.busy.contains(&d.emission.lane_key))
+        })
+    }
+
+    /// Parks a key at the delivery that failed; everything of it in the window is left to the parked reader.
+    pub fn park(&mut self, at: Parked) {
+        let (lane_key, retry_at_ms, next) = (at.lane_key.clone(), at.retry_at_ms, at.next);
+        match self.parked.get_mut(&lane_key) {
+            Some(key) => {
+                // The time it is scheduled by now, until it is rescheduled below.
+                key.at = Parked { retry_at_ms: key.at.retry_at_ms, ..at };
+                key.moved = false;
+            }
+            None => {
+                let key = ParkedKey { at, moved: false, known: VecDeque::new(), complete: true };
+                self.parked.insert(lane_key.clone(), key);
+                for at in 0..self.window.len() {
+                    let slot = &self.window[at];
+                    if slot.delivery.as_ref().is_some_and(|d| d.emission.lane_key == lane_key) {
+                        let offset = slot.offset;
+                        self.settle_at(at);
+                        if offset > next {
+                            self.leave(&lane_key, offset);
+                        }
+                    }
+                }
+            }
+        }
+        self.reschedule(&lane_key, retry_at_ms);
+    }
+
+    /// Sets when a parked key is tried again; `None` waits for a person.
+    pub fn reschedule(&mut self, lane_key: &str, retry_at_ms: Option<u64>) {
+        let Some(key) = self.parked.get_mut(lane_key) else { return };
+        if let Some(before) = key.at.retry_at_ms {
+            self.schedule.remove(&(before, lane_key.to_owned()));
+        }
+        key.at.retry_at_ms = retry_at_ms;
+        if let Some(at) = retry_at_ms {
+            self.schedule.insert((at, lane_key.to_owned()));
+        }
+    }
+
+    /// The parked key whose turn comes first, and when.
+    pub fn first_parked(&self) -> Option<(u64, &str)> {
+        self.schedule.iter().find(|(_, key)| !self.busy.contains(key)).map(|(at, key)| (*at, key.as_str()))
+    }
+
+    /// The delivery at `next` of a parked key is settled: on to what was left to it. False where there is no more.
+    pub fn next_of_parked(&mut self, lane_key: &str) -> bool {
+        let Some(key) = self.parked.get_mut(lane_key) else { return false };
+        key.at.attempts = 0;
+        key.moved = true;
+        match key.known.pop_front() {
+            Some(next) => {
+                self.known -= 1;
+                key.at.next = next;
+            }
+            None if key.complete => return false,
+            // The journal is asked for the rest.
+            None => key.at.next += 1,
+        }
+        self.reschedule(lane_key, Some(0));
+        true
+    }
+
+    /// The journal's answer of what is left to a key, from `next` on.
+    pub fn refill(&mut self, lane_key: &str, offsets: Vec<u64>, all: bool) -> bool {
+        let Some(key) = self.parked.get_mut(lane_key) else { return false };
+        self.known -= key.known.len();
+        key.known = offsets.into();
+        key.complete = all;
+        match key.known.pop_front() {
+            Some(next) => {
+                key.at.next = next;
+                key.moved = true;
+                self.known += key.known.len();
+                true
+            }
+            None => false,
+        }
+    }
+
+    pub fn unpark(&mut self, lane_key: &str) {
+        self.reschedule(lane_key, None);
+        if let Some(key) = self.parked.remove(lane_key) {
+            self.known -= key.known.len();
+        }
+    }
+
+    /// Everything that waits for its time, and at a person's word what waits for a person, is due now.
+    pub fn wake_parked(&mut self, stopped_too: bool) {
+        let wake = self.parked.iter().filter(|(_, k)| k.at.retry_at_ms.map_or(stopped_too, |at| at > 0));
+        for key in wake.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            self.reschedule(&key, Some(0));
+        }
+        self.wait_until = None;
+        self.stopped &= !stopped_too;
+    }
+
+    /// Moves the position over the settled prefix.
+    pub fn advance(&mut self) {
         while self.window.front().is_some_and(|s| s.state == State::Settled) {
             if let Some(slot) = self.window.pop_front() {
                 self.position = slot.offset;
             }
         }
-        self.position > before
     }
 }
 
