@@ -10,6 +10,7 @@ use std::sync::Arc;
 use alloy_primitives::U256;
 use chainweir::config::Config;
 use chainweir::model::Op;
+use chainweir::router::handle::Command;
 use chainweir::router::{self, Running};
 use chainweir::source::Source;
 use rand::rngs::StdRng;
@@ -224,4 +225,43 @@ async fn state_and_net_output_equal_a_run_that_saw_the_final_chain_only() {
         }
         running.stop().await.expect("it stops in order");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reorg_of_final_blocks_halts_the_chain_until_a_person_accepts_it() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("plugins")).unwrap();
+    std::fs::copy(guests::wasm("erc20-transfers"), dir.path().join("plugins/erc20-transfers.wasm")).unwrap();
+    let chain = Arc::new(SimChain::new(7, 4));
+    chain.grow(40);
+    let running = start(dir.path(), &chain).await;
+    settled(&running, &chain, dir.path()).await;
+    let before = *running.handle.journal.tail().borrow();
+
+    chain.deep_reorg(10);
+    until("the chain to halt", || async {
+        let status = running.handle.status.borrow().clone();
+        (status.chains[0].state == "halted" && status.chains[0].why.is_some() && !status.ready).then_some(())
+    })
+    .await;
+    // It never guesses: nothing is said of the other branch, nor taken back, by itself or after a restart.
+    running.stop().await.expect("it stops in order");
+    let running = start(dir.path(), &chain).await;
+    until("the chain to halt again", || async {
+        (running.handle.status.borrow().chains[0].state == "halted").then_some(())
+    })
+    .await;
+    assert_eq!(*running.handle.journal.tail().borrow(), before);
+
+    let said = running.handle.ask(Command::AcceptReorg { chain: "sim".into() }).await;
+    assert!(said.is_ok(), "{said:?}");
+    settled(&running, &chain, dir.path()).await;
+    chain.grow(5);
+    settled(&running, &chain, dir.path()).await;
+    running.stop().await.expect("it stops in order");
+    // The accepted chain is the one that counts from now on.
+    let running = start(dir.path(), &chain).await;
+    chain.grow(1);
+    settled(&running, &chain, dir.path()).await;
+    running.stop().await.expect("it stops in order");
 }

@@ -214,6 +214,8 @@ pub enum Write {
     },
     /// The chain's finalized block, which never goes back.
     Finalized(BlockRef),
+    /// A person accepted that it went back all the same: the next one is taken as it comes.
+    ForgetFinalized(ChainId),
     Lane(Vec<LaneWrite>),
     /// A .wasm became the running one of a plugin, or stopped being it.
     Version(VersionWrite),

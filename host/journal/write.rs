@@ -19,6 +19,9 @@ pub fn apply(db: &Connection, last_offset: &mut u64, write: &Write) -> Result<Co
         Write::Step(s) => step(db, last_offset, s)?,
         Write::Undo { consumer, from, to } => done.retracted = undo(db, last_offset, *consumer, from, to)?,
         Write::Finalized(at) => finalized(db, at)?,
+        Write::ForgetFinalized(chain) => {
+            db.prepare_cached("DELETE FROM chain WHERE chain = ?1")?.execute([chain.0 as i64])?;
+        }
         Write::Lane(writes) => {
             for write in writes {
                 lane(db, write)?;

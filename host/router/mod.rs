@@ -569,8 +569,24 @@ impl Router {
             },
             Command::AcceptReorg { chain } => match self.chains.get(&chain) {
                 Some(halted) if halted.state == "halted" => {
-                    halted.accept.notify_one();
-                    Ok(format!("{chain} goes on with the provider's chain as it is now"))
+                    let (journal, accept, id) = (self.journal.clone(), halted.accept.clone(), halted.id);
+                    tracing::warn!(chain, "a person accepts the provider's chain; what was final stays said");
+                    tokio::spawn(async move {
+                        let forgotten = match id {
+                            Some(id) => journal.commit(Write::ForgetFinalized(id)).await.map(drop),
+                            None => Ok(()),
+                        };
+                        let said = match forgotten {
+                            Ok(()) => {
+                                accept.notify_one();
+                                Ok(format!("{chain} goes on with the provider's chain as it is now"))
+                            }
+                            Err(error) => Err(error.to_string()),
+                        };
+                        // Whoever asked may have gone.
+                        answer.send(said).ok();
+                    });
+                    return;
                 }
                 Some(_) => Err(format!("{chain} is not halted")),
                 None => Err(format!("there is no [chain.{chain}] in the configuration")),

@@ -331,13 +331,17 @@ pub async fn undo(desk: &Desk, from: BlockRef, path: Option<&crate::chain::Follo
         }
     }
     // Nothing was done on the path: it may go back to where undo ends.
-    let to = match (to, path) {
-        (Some(to), _) => to,
-        (None, Some(path)) => path.finalized(),
-        (None, None) => {
+    let to = match to {
+        Some(to) => to,
+        None => {
             let consumers = desk.journal.consumers()?;
-            let finalized = consumers.iter().find(|c| c.id == desk.consumer).map_or(0, |c| c.marks.finalized);
-            desk.source.by_number(finalized).await?
+            let ours = consumers.iter().find(|c| c.id == desk.consumer).map_or(0, |c| c.marks.finalized);
+            match path {
+                Some(path) if path.finalized().number >= ours => path.finalized(),
+                // Only after a person accepted a reorg of final blocks: what was final for us stays said.
+                Some(path) => path.at(ours).copied().unwrap_or_else(|| path.finalized()),
+                None => desk.source.by_number(ours).await?,
+            }
         }
     };
     let committed =

@@ -75,6 +75,17 @@ impl SimChain {
         depth
     }
 
+    /// Breaks the promise of finality: takes `depth` blocks away, final ones too.
+    pub fn deep_reorg(&self, depth: usize) {
+        let mut tree = self.tree.lock().unwrap();
+        let keep = tree.path.len() - depth;
+        tree.path.truncate(keep);
+        for _ in 0..depth + 1 {
+            tree.push();
+        }
+        self.changed.notify_waiters();
+    }
+
     pub fn tip(&self) -> BlockRef {
         let tree = self.tree.lock().unwrap();
         tree.blocks[tree.path.last().unwrap()].at()
