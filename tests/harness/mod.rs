@@ -9,6 +9,7 @@ pub mod fake_node;
 pub mod guests;
 pub mod nats;
 pub mod postgres;
+pub mod process;
 pub mod receiver;
 pub mod session;
 pub mod sim;

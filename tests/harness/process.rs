@@ -1,0 +1,206 @@
+//! The real program as a process of its own, to be asked over HTTP, stopped in order, or killed.
+//!
+//! ```ignore
+//! let process = Process::start(dir, CONFIG).await;   // CONFIG without [http]: the port is chosen here
+//! let status = process.status().await.unwrap();
+//! process.kill();                                     // SIGKILL; the folder stays
+//! let process = Process::start(dir, CONFIG).await;
+//! let (code, log) = process.terminate().await;        // SIGTERM
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+pub struct Process {
+    child: Child,
+    pub url: String,
+    pub log: PathBuf,
+    http: reqwest::Client,
+}
+
+impl Process {
+    /// Writes `chainweir.toml` into the folder, runs it there, and waits until it answers. Its stderr is added to
+    /// `chainweir.log`.
+    pub async fn start(dir: &Path, config: &str) -> Self {
+        Self::start_with(dir, config, &[]).await
+    }
+
+    /// The same with environment variables.
+    pub async fn start_with(dir: &Path, config: &str, env: &[(&str, &str)]) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let port = super::free_port();
+        let text = format!("[http]\nlisten = \"127.0.0.1:{port}\"\n\n{config}");
+        std::fs::write(dir.join("chainweir.toml"), text).expect("a file in the test's folder");
+        let log = dir.join("chainweir.log");
+        let stderr = std::fs::File::options().create(true).append(true).open(&log).expect("a log in the folder");
+        let child = Command::new(env!("CARGO_BIN_EXE_chainweir"))
+            .arg("run")
+            .current_dir(dir)
+            .env_remove("RUST_LOG")
+            .envs(env.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .expect("the program runs");
+        let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().expect("a client");
+        let mut process = Self { child, url: format!("http://127.0.0.1:{port}"), log, http };
+        let began = Instant::now();
+        while process.get("/healthz").await.is_none() {
+            if let Some(status) = process.child.try_wait().expect("our own child") {
+                panic!("it ended at once ({status}):\n{}", process.log());
+            }
+            assert!(began.elapsed() < Duration::from_secs(30), "it does not answer:\n{}", process.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        process
+    }
+
+    /// The body of a GET, where it is JSON or text with status 200.
+    pub async fn get(&self, path: &str) -> Option<String> {
+        let answer = self.http.get(format!("{}{path}", self.url)).send().await.ok()?;
+        if !answer.status().is_success() {
+            return None;
+        }
+        answer.text().await.ok()
+    }
+
+    pub async fn status(&self) -> Option<Value> {
+        serde_json::from_str(&self.get("/status").await?).ok()
+    }
+
+    /// A command, as docs/guides/operations.md has them; the whole answer.
+    pub async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        let answer = self.http.post(format!("{}{path}", self.url)).json(body).send().await.expect("it answers");
+        let code = answer.status().as_u16();
+        (code, answer.json().await.unwrap_or(Value::Null))
+    }
+
+    /// Everything in a stream's feed, in order.
+    pub async fn feed(&self, stream: &str) -> Vec<Value> {
+        let (mut all, mut after) = (Vec::new(), String::from("0"));
+        loop {
+            let page = self.get(&format!("/streams/{stream}?after={after}&limit=1000")).await.expect("the feed answers");
+            let page: Value = serde_json::from_str(&page).expect("a feed answers in JSON");
+            let items = page["items"].as_array().expect("a page has items");
+            if items.is_empty() {
+                return all;
+            }
+            all.extend(items.iter().cloned());
+            after = page["next"].as_str().map_or_else(|| page["next"].to_string(), str::to_owned);
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Memory that it holds now, in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/statm", self.pid())).expect("it lives");
+        text.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("statm") * 4096
+    }
+
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
+        assert!(sent.expect("kill runs").success());
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) {
+        self.child.kill().expect("our own child can be killed");
+        self.child.wait().expect("our own child can be waited for");
+    }
+
+    /// SIGTERM; how it ended, and after how long. Panics after 30 s.
+    pub async fn terminate(mut self) -> (ExitStatus, Duration) {
+        self.signal("TERM");
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("our own child") {
+                return (status, began.elapsed());
+            }
+            assert!(began.elapsed() < Duration::from_secs(30), "it does not end:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let log = self.log();
+            let from = log.char_indices().rev().nth(6_000).map_or(0, |(at, _)| at);
+            eprintln!("--- the end of {}:\n{}", self.log.display(), &log[from..]);
+        }
+    }
+}
+
+/// Follows a stream of CloudEvents as a consumer does: applies and retracts by emission. What is said twice (the same
+/// id) counts once.
+#[derive(Default)]
+pub struct Ledger {
+    held: std::collections::BTreeMap<String, Value>,
+    said: std::collections::BTreeSet<String>,
+    pub repeats: usize,
+}
+
+impl Ledger {
+    pub fn take(&mut self, event: &Value) {
+        if !self.said.insert(event["id"].as_str().expect("an id").to_owned()) {
+            self.repeats += 1;
+            return;
+        }
+        let emission = event["emission"].as_str().expect("an emission").to_owned();
+        match event["op"].as_str() {
+            Some("apply") => {
+                assert!(self.held.insert(emission, event.clone()).is_none(), "applied twice: {event}");
+            }
+            Some("retract") => {
+                let taken = self.held.remove(&emission);
+                assert!(taken.is_some(), "retracted unheard: {event}");
+                assert_eq!(taken.map(|e| e["data"].clone()), Some(event["data"].clone()), "retracted as something else");
+            }
+            other => panic!("unknown op {other:?}"),
+        }
+    }
+
+    pub fn of<'a>(events: impl IntoIterator<Item = &'a Value>) -> Self {
+        let mut ledger = Self::default();
+        events.into_iter().for_each(|event| ledger.take(event));
+        ledger
+    }
+
+    /// What holds now.
+    pub fn net(&self) -> Vec<&Value> {
+        self.held.values().collect()
+    }
+
+    /// ERC-20 transfers of the plugin `erc20-transfers`, as the chain itself would tell them, in chain order.
+    pub fn transfers(&self) -> Vec<super::chain::Transfer> {
+        let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
+        let transfer = |e: &&Value| super::chain::Transfer {
+            block: text(&e["block"]).parse().expect("a height"),
+            log_index: e["data"]["log_index"].as_u64().expect("an index"),
+            block_hash: text(&e["blockhash"]).parse().expect("a hash"),
+            tx: text(&e["data"]["tx"]).parse().expect("a hash"),
+            token: text(&e["data"]["token"]).parse().expect("an address"),
+            from: text(&e["data"]["from"]).parse().expect("an address"),
+            to: text(&e["data"]["to"]).parse().expect("an address"),
+            value: text(&e["data"]["value"]).parse().expect("a number"),
+        };
+        let mut all: Vec<_> = self.net().iter().map(transfer).collect();
+        all.sort();
+        all
+    }
+}
