@@ -163,9 +163,14 @@ impl Router {
                     consumer.begun = true;
                 }
                 if let Some(cursor) = done.cursor {
+                    if consumer.place.cursor.is_some_and(|before| cursor.number < before.number) {
+                        // Walked back, and the journal's mark with it.
+                        consumer.place.safe = consumer.place.safe.min(cursor.number);
+                    } else {
+                        consumer.place.safe = consumer.place.safe.max(safe);
+                        consumer.place.finalized = consumer.place.finalized.max(finalized);
+                    }
                     consumer.place.cursor = Some(cursor);
-                    consumer.place.safe = consumer.place.safe.max(safe);
-                    consumer.place.finalized = consumer.place.finalized.max(finalized);
                     consumer.place.verified = done.verified;
                     consumer.begun = true;
                 }

@@ -154,6 +154,8 @@ pub async fn start_with(config: Config, given: BTreeMap<String, Arc<dyn Source>>
     let mut router = Router::new(config, journal, engine, picture);
     router.given = given;
     router.open_lanes().await?;
+    // Whoever asks at once is told what there is, if not yet how it is.
+    router.draw();
     let task = tokio::spawn(router.run(asked, stopped));
     Ok(Running { handle, stop, task })
 }

@@ -1,9 +1,10 @@
 //! Runs of final blocks from a live node: logs by filter, in ranges that the node can bear. Part of [`rpc`](super::rpc).
 //!
-//! "Too large" shrinks a range, a rate limit never does; an answer of a suspiciously round count is split. Without a
-//! filter the headers' blooms prove an answer complete; with one they prove what came, and not that all came.
+//! "Too large" shrinks a range, a rate limit never does; an answer of a suspiciously round count is split. Every
+//! block's header is looked at: a block of which nothing was told, and whose bloom does not exclude what was asked for,
+//! is asked for whole. Of a block of which something was told, a filter's answer is believed to be all.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use alloy_primitives::U64;
@@ -18,6 +19,8 @@ use super::wire::{self, Parts, WireBlock};
 use crate::chain::verify;
 use crate::model::{Block, BlockRef, Log, Wanted};
 
+/// Headers asked for at once: small answers, and as many as there are blocks.
+const HEADERS_AT_ONCE: usize = 32;
 /// Blocks in one answer where each is asked for by itself.
 const BLOCKS_AT_ONCE: u64 = 32;
 
@@ -109,17 +112,25 @@ impl Inner {
             }
         }
         let unfiltered = wanted.addresses.is_empty() && wanted.topic0.is_empty();
-        // Without a filter the bloom proves an answer complete: then every header is looked at.
-        let mut heights: BTreeSet<u64> =
-            if unfiltered { (from..=to).collect() } else { by_block.keys().copied().collect() };
-        heights.insert(to);
-        let asked = futures::stream::iter(heights).map(|n| self.header(ep, Place::Number(n)));
-        let headers: Vec<WireBlock> = asked.buffered(AT_ONCE).try_collect().await?;
+        let asked = futures::stream::iter(from..=to).map(|n| self.header(ep, Place::Number(n)));
+        let headers: Vec<WireBlock> = asked.buffered(HEADERS_AT_ONCE).try_collect().await?;
         linked(headers.iter().map(|h| h.at(self.chain)))?;
         let last = headers.last().map(|h| h.at(self.chain)).ok_or_else(|| Fail::Other("no header".into()))?;
         let mut blocks = Vec::new();
         for header in headers {
             let told = by_block.remove(&header.header.number).unwrap_or_default();
+            let untold = told.is_empty() && !unfiltered && !self.quirks.bloom_unreliable;
+            if untold && !header.excludes(wanted, &self.quirks) {
+                // A bloom may allow what is not there; a provider may leave out what is. The whole block tells.
+                let fetched = self.fetch(ep, Place::Hash(header.hash), wanted).await?;
+                let block = self.finish(fetched, wanted)?;
+                if !block.logs.is_empty() {
+                    tracing::warn!(chain = %self.name, provider = %ep.shown, block = header.header.number,
+                        logs = block.logs.len(), "the provider left out logs of a range; they were asked for by block");
+                    blocks.push(block);
+                }
+                continue;
+            }
             let logs = self.checked(&header, told, wanted, unfiltered)?;
             if logs.is_empty() {
                 continue;
