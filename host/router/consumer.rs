@@ -229,7 +229,7 @@ impl Router {
                 self.full = Some((Instant::now(), why));
             }
             Err(Failed::Stuck { why }) => {
-                tracing::error!(plugin = %name, chain, why, "cannot go on by itself; POST /plugins/{name}/retry tries again");
+                tracing::error!(plugin = %name, chain, why, "cannot go on by itself; to try again: chainweir plugin retry {name}");
                 consumer.stuck = Some(why);
             }
             Err(Failed::Halt { why }) => self.fatal = Some(why),

@@ -456,7 +456,7 @@ impl Router {
                 tracing::error!(
                     chain = name,
                     why,
-                    "halted: to go on with the provider's chain as it is now, POST /chains/{name}/accept-reorg"
+                    "halted: to go on with the provider's chain as it is now: chainweir accept-reorg {name}"
                 );
                 (chain.state, chain.why) = ("halted", Some(why));
             }
