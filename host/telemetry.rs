@@ -254,7 +254,8 @@ pub fn retractions(plugin: &PluginName) -> Counter {
 pub fn deliveries(output: &OutputName, outcome: DeliveryOutcome) -> Counter {
     counter!(DELIVERIES, "output" => output.to_string(), "outcome" => outcome.as_str())
 }
-pub fn plugin_reloads(plugin: &PluginName, outcome: ReloadOutcome) -> Counter {
+/// By the plugin's name, or its file's where it has not told its name.
+pub fn plugin_reloads(plugin: &str, outcome: ReloadOutcome) -> Counter {
     counter!(PLUGIN_RELOADS, "plugin" => plugin.to_string(), "outcome" => outcome.as_str())
 }
 /// Counts a reorg and how many blocks it took away.
@@ -319,7 +320,7 @@ mod tests {
         emissions(&plugin()).increment(1);
         retractions(&plugin()).increment(1);
         deliveries(&output(), DeliveryOutcome::Dead).increment(1);
-        plugin_reloads(&plugin(), ReloadOutcome::RolledBack).increment(1);
+        plugin_reloads(plugin().as_str(), ReloadOutcome::RolledBack).increment(1);
         reorg(chain, 7);
         source_errors(chain, SourceErrorKind::False).increment(1);
         journal_commit_seconds().record(0.002);

@@ -25,6 +25,7 @@ use crate::model::{
     BlockRef, ChainId, ContentType, DeliveryId, EmissionId, EventPosition, OutputName, PluginName, StreamId,
     StreamName, StreamSpec,
 };
+use crate::telemetry;
 
 type Result<T> = std::result::Result<T, JournalError>;
 
@@ -396,7 +397,7 @@ impl Writer {
                 }
             }
         }
-        metrics::histogram!("chainweir_journal_commit_seconds").record(began.elapsed());
+        telemetry::journal_commit_seconds().record(began.elapsed());
     }
 
     fn transaction(&mut self, group: &[Job]) -> Result<Vec<Result<Committed>>> {

@@ -19,6 +19,7 @@ use crate::journal::{DeadFilter, Entry, Journal, JournalError, LaneWrite, Marks,
 use crate::lane::due::{Due, due};
 use crate::model::{Delivery, Op, Outcome, OutputStatus};
 use crate::sink::{Sink, Track};
+use crate::telemetry::{self, DeliveryOutcome};
 
 /// Positions are written down this often; until then a crash repeats what was delivered, with the same ids.
 const FLUSH_EVERY: Duration = Duration::from_millis(50);
@@ -534,12 +535,11 @@ impl Task {
                 continue;
             }
             let label = match &outcome {
-                Outcome::Delivered => "delivered",
-                Outcome::Retry { .. } => "retry",
-                Outcome::Refused { .. } => "refused",
+                Outcome::Delivered => DeliveryOutcome::Delivered,
+                Outcome::Retry { .. } => DeliveryOutcome::Retry,
+                Outcome::Refused { .. } => DeliveryOutcome::Refused,
             };
-            metrics::counter!("chainweir_deliveries_total", "output" => self.settings.output.to_string(), "outcome" => label)
-                .increment(1);
+            telemetry::deliveries(&self.settings.output, label).increment(1);
             match outcome {
                 Outcome::Delivered => {
                     self.is_up(id);
@@ -653,6 +653,7 @@ impl Task {
     fn dead_letter(&mut self, id: TrackId, from: From, delivery: &Delivery, attempts: u32, why: String) {
         tracing::warn!(output = %self.settings.output, delivery = %delivery.id, stream = %delivery.emission.stream, why,
             "a delivery went to the dead letters; see 'chainweir dead list'");
+        telemetry::deliveries(&self.settings.output, DeliveryOutcome::Dead).increment(1);
         self.pending.push(LaneWrite::Dead {
             output: self.settings.output.clone(),
             track: id,
@@ -799,7 +800,6 @@ impl Task {
         // A count that failed leaves the last figures: whoever delivers says what is wrong with the journal.
         if let Ok(Ok((backlog, dead))) = counted {
             self.backlog.store(backlog, Ordering::Relaxed);
-            metrics::gauge!("chainweir_lane_backlog", "output" => self.settings.output.to_string()).set(backlog as f64);
             let mut status = self.status.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             status.backlog = backlog;
             status.parked = parked;

@@ -15,6 +15,7 @@ use crate::index::SubscriberId;
 use crate::journal::{ConsumerId, TrackId};
 use crate::model::{PluginName, StreamId};
 use crate::plugin::step::Worker;
+use crate::telemetry;
 
 /// After a fault: 1 s, then longer, then each minute.
 const FAULT_RETRY_S: [u64; 6] = [1, 2, 5, 10, 30, 60];
@@ -150,7 +151,7 @@ impl Router {
 
     pub(super) fn worked(&mut self, worked: Worked) {
         let Worked { plugin: name, chain, worker, result, safe, finalized } = worked;
-        let labels = [("plugin", name.to_string()), ("chain", chain.clone())];
+        let chain_id = self.chains.get(&chain).and_then(|c| c.id);
         let Some(plugin) = self.plugins.get_mut(&name) else { return };
         let Some(consumer) = plugin.consumers.get_mut(&chain) else { return };
         consumer.busy = false;
@@ -182,19 +183,20 @@ impl Router {
                 consumer.emissions += done.emissions;
                 if done.events > 0 {
                     plugin.probation = plugin.probation.saturating_sub(1);
-                    metrics::counter!("chainweir_events_total", &labels).increment(done.events);
-                    metrics::counter!("chainweir_plugin_calls_total", &labels).increment(done.calls.into());
-                    metrics::histogram!("chainweir_plugin_call_seconds", &labels)
-                        .record(done.call_time.as_secs_f64() / f64::from(done.calls.max(1)));
+                    if let Some(id) = chain_id {
+                        telemetry::events(&name, id).increment(done.events);
+                    }
+                    telemetry::plugin_calls(&name).increment(done.calls.into());
+                    telemetry::plugin_call_seconds(&name).record(done.call_time / done.calls.max(1));
                 }
                 if done.emissions > 0 {
-                    metrics::counter!("chainweir_emissions_total", &labels).increment(done.emissions);
+                    telemetry::emissions(&name).increment(done.emissions);
                 }
                 if done.retracted > 0 {
-                    metrics::counter!("chainweir_retractions_total", &labels).increment(done.retracted);
+                    telemetry::retractions(&name).increment(done.retracted);
                 }
                 if done.poison > 0 {
-                    metrics::counter!("chainweir_plugin_faults_total", &labels).increment(done.poison);
+                    telemetry::plugin_faults(&name).increment(done.poison);
                     tracing::warn!(plugin = %name, chain, events = done.poison, "skipped events that it could not process");
                 }
             }
@@ -216,7 +218,7 @@ impl Router {
                 consumer.faults += 1;
                 consumer.faulted = true;
                 consumer.retry_at = Some(Instant::now() + Duration::from_secs(gap));
-                metrics::counter!("chainweir_plugin_faults_total", &labels).increment(1);
+                telemetry::plugin_faults(&name).increment(1);
                 if plugin.probation > 0 && plugin.previous.is_some() {
                     roll_back = Some(format!("it faulted in its first blocks: {why}"));
                 }

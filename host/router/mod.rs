@@ -46,7 +46,7 @@ use crate::plugin::engine::Engine;
 use crate::plugin::reload::{self, Dropped};
 use crate::plugin::step::Worker;
 use crate::source::{self, ReadError, Source};
-use crate::{index::Index, sink};
+use crate::{index::Index, sink, telemetry};
 
 /// How often waiting work is looked at and the picture is drawn.
 const TICK: Duration = Duration::from_millis(100);
@@ -435,14 +435,11 @@ impl Router {
                 if depth > 0 {
                     chain.reorgs += 1;
                     tracing::info!(chain = name, depth, head = path.tip().number, "reorg");
-                    metrics::counter!("chainweir_reorgs_total", "chain" => name.to_owned()).increment(1);
-                    metrics::histogram!("chainweir_reorg_depth_blocks", "chain" => name.to_owned())
-                        .record(depth as f64);
+                    telemetry::reorg(path.tip().chain, depth);
                 }
                 if updates.iter().any(|u| matches!(u, BlockUpdate::Finalized(_))) {
                     self.finalized(&path);
                 }
-                metrics::gauge!("chainweir_chain_head_block", "chain" => name.to_owned()).set(path.tip().number as f64);
                 self.set_path(name, path, safe);
             }
             News::Well => (chain.state, chain.why) = ("following", None),
@@ -611,7 +608,6 @@ impl Router {
             self.sized_at = Instant::now();
             if let Ok(size) = self.journal.size() {
                 self.journal_size = size;
-                metrics::gauge!("chainweir_journal_bytes").set(size.bytes as f64);
             }
         }
         self.draw();

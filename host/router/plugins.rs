@@ -20,6 +20,7 @@ use super::{GONE_AFTER, Loaded, Router};
 use crate::model::{PluginName, RefusedFile};
 use crate::plugin::Digest;
 use crate::plugin::reload::Dropped;
+use crate::telemetry::{self, ReloadOutcome};
 
 /// Steps with events in which a new version that faults is rolled back by itself.
 const PROBATION_STEPS: u32 = 16;
@@ -119,10 +120,8 @@ impl Router {
             },
             Err(Refusal { for_plugin, why, banned }) => {
                 let name = for_plugin.map(|m| m.name);
-                metrics::counter!("chainweir_plugin_reloads_total",
-                    "plugin" => name.as_ref().map_or_else(|| file.display().to_string(), ToString::to_string),
-                    "outcome" => "refused")
-                .increment(1);
+                let called = name.as_ref().map_or_else(|| file.display().to_string(), ToString::to_string);
+                telemetry::plugin_reloads(&called, ReloadOutcome::Refused).increment(1);
                 self.refuse_file(file.clone(), digest.to_string(), why.clone());
                 if let Some(name) = name {
                     if let Some(plugin) = self.plugins.get_mut(&name) {
@@ -204,6 +203,7 @@ impl Router {
         }
         if plugin.leaving {
             tracing::info!(plugin = %name, "unloaded: its file is gone; its cursor and state stay in the journal");
+            telemetry::plugin_reloads(name.as_str(), ReloadOutcome::Removed).increment(1);
             self.plugins.remove(name);
             return self.replan();
         }
@@ -218,8 +218,7 @@ impl Router {
         if fresh || changed {
             let m = &candidate.manifest;
             tracing::info!(plugin = %name, version = m.version, digest = %candidate.digest, "running");
-            metrics::counter!("chainweir_plugin_reloads_total", "plugin" => name.to_string(), "outcome" => "taken")
-                .increment(1);
+            telemetry::plugin_reloads(name.as_str(), ReloadOutcome::Loaded).increment(1);
         }
         plugin.candidate = candidate;
         plugin.refused = None;
@@ -302,8 +301,7 @@ impl Router {
         match found {
             Ok((digest, bytes, file, bad)) => {
                 tracing::warn!(plugin = %name, from = %bad, to = %digest, why, "rolling back");
-                metrics::counter!("chainweir_plugin_reloads_total", "plugin" => name.to_string(), "outcome" => "rolled-back")
-                    .increment(1);
+                telemetry::plugin_reloads(name.as_str(), ReloadOutcome::RolledBack).increment(1);
                 if let Some(plugin) = self.plugins.get_mut(name) {
                     plugin.probation = 0;
                 }
