@@ -4,7 +4,9 @@ mod harness;
 
 mod chain_driver;
 mod cli;
+mod crash;
 mod examples;
+mod reorgs;
 mod simulation;
 mod sinks;
 mod source;
