@@ -1,0 +1,48 @@
+//! The belt as it catches up: final blocks, index, plugin, ids and payloads, journal, by the real router. One transfer in
+//! a hundred is emitted. Blocks are in memory, decoded: the source's reading and checking is not in the figure.
+
+use std::time::Instant;
+
+use super::lab::{self, FILTER, Lab, Memory, PATIENCE, block, drop_plugin, processor_time, transfers};
+use super::{Aim, Figure};
+
+/// As a busy mainnet block has them.
+const LOGS: u32 = 400;
+/// 12,800 events a step.
+const BLOCKS_AT_ONCE: u64 = 32;
+
+pub async fn measure(lab: Lab) -> anyhow::Result<Vec<Figure>> {
+    let blocks = lab.either(4_096, 64);
+    let events = f64::from(LOGS) * blocks as f64;
+    let wasm = match &lab.plugin {
+        Some(path) => std::fs::read(path)?,
+        None => FILTER.to_vec(),
+    };
+    let (mut on_a_core, mut by_the_clock) = (0f64, 0f64);
+    for round in 0..lab.either(3, 1) {
+        let chain = Memory::new((0..blocks).map(|n| block(n, transfers(LOGS, 100))).collect(), 0, BLOCKS_AT_ONCE);
+        let dir = lab.dir(&format!("pipeline-{round}"))?;
+        drop_plugin(&dir, "plugin.wasm", &wasm)?;
+        let running = lab::router(lab::config(&dir, "")?, &chain).await?;
+        let mut tail = running.handle.journal.tail();
+        let done = async {
+            loop {
+                tail.changed().await?;
+                let consumers = running.handle.journal.consumers()?;
+                if consumers.iter().any(|c| c.cursor.is_some_and(|at| at.number == chain.tip())) {
+                    return anyhow::Ok((Instant::now(), processor_time()));
+                }
+            }
+        };
+        let (ended, cpu) = tokio::time::timeout(PATIENCE, done).await??;
+        let (began, cpu_then) = chain.asked().ok_or_else(|| anyhow::anyhow!("it ended before it began"))?;
+        on_a_core = on_a_core.max(events / (cpu - cpu_then).as_secs_f64().max(0.01));
+        by_the_clock = by_the_clock.max(events / (ended - began).as_secs_f64());
+        lab::stop(running).await?;
+    }
+    let aim = (1e6, "the aim, a million");
+    Ok(vec![
+        Figure::new("pipeline", (on_a_core, "events/core/s"), aim, Aim::AtLeast(1.0)),
+        Figure::new("pipeline_clock", (by_the_clock, "events/s"), aim, Aim::None),
+    ])
+}
