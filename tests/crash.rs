@@ -58,9 +58,11 @@ async fn a_signal_ends_it_in_time_whatever_hangs() {
     belt.receiver.wait_for(before + 1).await;
     let process = belt.process.take().expect("it runs");
     process.signal("TERM");
-    until("the first signal to be heard", || async { process.log().contains("draining").then_some(()) }).await;
+    // The second in this folder's log; two signals that come together are one.
+    let heard = || process.log().matches("draining").count() == 2;
+    until("the first signal to be heard", || async { heard().then_some(()) }).await;
     let (status, took) = process.terminate().await;
-    assert!(matches!(status.code(), Some(130 | 0)), "{status}");
+    assert_eq!(status.code(), Some(130), "{status}");
     assert!(took < Duration::from_secs(2), "{took:?}");
 
     // The provider hangs: its process is stopped, its sockets stay open.

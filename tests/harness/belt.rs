@@ -28,6 +28,8 @@ pub enum Via {
 }
 
 pub struct Belt {
+    /// First: what it wrote is shown before the folder goes.
+    pub process: Option<Process>,
     pub anvil: Anvil,
     pub chain: Chain,
     pub town: Town,
@@ -36,7 +38,6 @@ pub struct Belt {
     pub receiver: Receiver,
     pub folder: tempfile::TempDir,
     pub via: Via,
-    pub process: Option<Process>,
     /// anvil's own default: finalized is 64 blocks behind the head, safe 32.
     pub tags: bool,
     /// Path of the journal, in the folder.
