@@ -6,6 +6,8 @@ mod chain_driver;
 mod cli;
 mod crash;
 mod examples;
+mod outages;
+mod recorded;
 mod reorgs;
 mod simulation;
 mod sinks;
