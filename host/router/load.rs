@@ -5,6 +5,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
+
 use super::blocks::Blocks;
 use super::work::state_of;
 use crate::config::{Config, PluginConfig};
@@ -62,6 +64,8 @@ pub struct InstalledConsumer {
     pub row: Consumer,
     /// In the order of the manifest's streams.
     pub tracks: Vec<(TrackId, StreamId)>,
+    /// Linked already: the swap is an assignment.
+    pub worker: Worker,
 }
 
 /// A chain that has answered.
@@ -92,6 +96,8 @@ pub struct Load {
     pub upgrade: bool,
     /// The version that it replaces because that one is bad, and why.
     pub instead_of: Option<(Digest, String)>,
+    /// A folder full of plugins is compiled a few at a time.
+    pub compilers: Arc<Semaphore>,
 }
 
 /// Where versions are kept, so that a rollback does not depend on the plugin folder.
@@ -129,11 +135,13 @@ impl Load {
     pub async fn run(self) -> Result<Installed, Refusal> {
         let refuse = |why: String| Refusal { for_plugin: None, why, banned: false };
         let this = Arc::new(self);
+        let permit = this.compilers.acquire().await.map_err(|e| refuse(format!("loading ended: {e}")))?;
         let job = this.clone();
         let candidate = tokio::task::spawn_blocking(move || job.describe())
             .await
             .map_err(|e| refuse(format!("loading panicked: {e}")))?
             .map_err(refuse)?;
+        drop(permit);
         let manifest = candidate.manifest.clone();
         let refuse = |why: String| Refusal { for_plugin: Some(manifest.clone()), why, banned: false };
 
@@ -247,7 +255,8 @@ impl Load {
                 .into_iter()
                 .find(|c| c.plugin == *name && c.chain == chain.id)
                 .ok_or_else(|| format!("{name} on {} is not in the journal after it was written", chain.id))?;
-            consumers.push(InstalledConsumer { chain_name: chain.name.clone(), row, tracks });
+            let worker = candidate.worker(chain.id).map_err(|e| e.to_string())?;
+            consumers.push(InstalledConsumer { chain_name: chain.name.clone(), row, tracks, worker });
         }
         let version = |write| async { self.journal.commit(Write::Version(write)).await.map_err(|e| e.to_string()) };
         version(VersionWrite::Running {

@@ -23,7 +23,7 @@ mod picture;
 mod plugins;
 mod work;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -174,6 +174,9 @@ struct Router {
     newest: HashMap<PathBuf, crate::plugin::Digest>,
     lanes: BTreeMap<OutputName, (Lane, watch::Sender<Arc<Vec<Routed>>>)>,
     processors: Arc<Semaphore>,
+    compilers: Arc<Semaphore>,
+    /// Files that are being loaded.
+    loading: HashSet<PathBuf>,
 
     connecting: JoinSet<Input>,
     jobs: JoinSet<Worked>,
@@ -232,6 +235,8 @@ impl Router {
             newest: HashMap::new(),
             lanes: BTreeMap::new(),
             processors: Arc::new(Semaphore::new(processors)),
+            compilers: Arc::new(Semaphore::new(processors)),
+            loading: HashSet::new(),
             connecting: JoinSet::new(),
             jobs: JoinSet::new(),
             loads: JoinSet::new(),

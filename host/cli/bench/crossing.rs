@@ -1,6 +1,7 @@
 //! What it costs to cross into the sandbox and back: ns an event, for a filter by topic, at several batch sizes, against
 //! the same filter in native code and a copy of the same bytes.
 
+use std::cell::RefCell;
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -39,7 +40,7 @@ fn native(batch: &[u8]) -> Vec<u32> {
     passed
 }
 
-pub async fn measure(lab: Lab) -> anyhow::Result<Vec<Figure>> {
+pub fn measure(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
     let compiled = Engine::new(None)?.load(FILTER)?;
     let setup = Setup {
         plugin: PluginName::new("filter")?,
@@ -50,7 +51,8 @@ pub async fn measure(lab: Lab) -> anyhow::Result<Vec<Figure>> {
         config: format!(r#"{{"to":"{WANTED}"}}"#).into(),
         grants: Grants::default(),
     };
-    let mut worker = Worker::new(&compiled, setup)?;
+    let worker = RefCell::new(Worker::new(&compiled, setup)?);
+    let failed = RefCell::new(None);
     let header = block(1, vec![]).header;
     let mut block_record = Vec::new();
     encode_block(&header, false, &mut block_record);
@@ -72,37 +74,38 @@ pub async fn measure(lab: Lab) -> anyhow::Result<Vec<Figure>> {
         let bytes = batch.finish().to_vec();
         let mut copy = vec![0u8; bytes.len()];
         let count = events as usize;
-        // Two clock readings around every call are in each figure alike.
-        let memcpy = lab.best(count, || timed(|| black_box(&mut copy).copy_from_slice(black_box(&bytes))));
-        let native = lab.best(count, || timed(|| native(black_box(&bytes))));
-        let mut failed = None;
-        let mut step = |whole: bool| {
-            lab.best(count, || {
-                let positions = records.iter().enumerate().map(|(i, r)| (EventPosition::Log(i as u32), r.as_slice()));
-                let block = BlockEvents {
-                    at: header.at,
-                    block_record: &block_record,
-                    block_subscribed: false,
-                    events: positions.collect(),
-                };
-                let began = Instant::now();
-                let stepped = worker.step(CHAIN, &[block], Box::new(Nothing));
-                let took = began.elapsed();
-                match stepped {
-                    Ok(out) if whole => {
-                        drop(out);
-                        took
-                    }
-                    Ok(out) => out.call_time,
-                    Err(error) => {
-                        failed = Some(error);
-                        took
-                    }
-                }
-            })
+        let count = events as usize;
+        let step = || {
+            let positions = records.iter().enumerate().map(|(i, r)| (EventPosition::Log(i as u32), r.as_slice()));
+            let block = BlockEvents {
+                at: header.at,
+                block_record: &block_record,
+                block_subscribed: false,
+                events: positions.collect(),
+            };
+            let began = Instant::now();
+            let stepped = worker.borrow_mut().step(CHAIN, &[block], Box::new(Nothing));
+            let took = began.elapsed();
+            let call = stepped.map_or_else(
+                |error| {
+                    failed.replace(Some(error));
+                    took
+                },
+                |out| out.call_time,
+            );
+            (call, took)
         };
-        let (call, step) = (step(false), step(true));
-        if let Some(error) = failed {
+        // Two clock readings around every call are in each figure alike.
+        let [memcpy, native, call, step] = lab.best(
+            count,
+            [
+                &mut || timed(|| black_box(&mut copy).copy_from_slice(black_box(&bytes))),
+                &mut || timed(|| native(black_box(&bytes))),
+                &mut || step().0,
+                &mut || step().1,
+            ],
+        );
+        if let Some(error) = failed.take() {
             return Err(error.into());
         }
         let unit = "ns/event";

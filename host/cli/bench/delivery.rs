@@ -40,22 +40,17 @@ pub async fn latency(lab: Lab) -> anyhow::Result<Vec<Figure>> {
         chain.push(lab::transfers(1, 1));
         receiver.next().await?;
     }
-    let mut took = Vec::new();
+    let client = reqwest::Client::builder().no_proxy().build()?;
+    let (mut took, mut bare) = (Vec::new(), Vec::new());
     for _ in 0..blocks {
         let there = chain.push(lab::transfers(1, 1));
         took.push((receiver.next().await? - there).as_secs_f64() * 1e3);
-    }
-    lab::stop(running).await?;
-
-    let client = reqwest::Client::builder().no_proxy().build()?;
-    let mut bare = Vec::new();
-    for _ in 0..blocks {
-        let began = Instant::now();
-        let url = receiver.url();
+        let (began, url) = (Instant::now(), receiver.url());
         let (posted, arrived) = tokio::join!(post(&client, &url), receiver.next());
         posted?;
         bare.push((arrived? - began).as_secs_f64() * 1e3);
     }
+    lab::stop(running).await?;
     let figures = [50, 99].map(|percent| {
         let (ours, theirs) = (percentile(&mut took, percent), percentile(&mut bare, percent));
         Figure::new(format!("latency_p{percent}"), (ours, "ms"), (theirs, "the POST alone"), Aim::None)

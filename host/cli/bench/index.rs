@@ -3,7 +3,7 @@
 
 use alloy_primitives::{Address, keccak256};
 
-use super::lab::{Lab, block, timed, transfer};
+use super::lab::{Lab, TRANSFER, block, timed, transfer};
 use super::{Aim, Figure};
 use crate::index::Index;
 use crate::model::{EventKind, Subscription};
@@ -14,31 +14,27 @@ fn token(number: u32) -> Address {
     Address::from_word(keccak256(number.to_be_bytes()))
 }
 
-pub async fn measure(lab: Lab) -> anyhow::Result<Vec<Figure>> {
+pub fn measure(lab: &Lab) -> Vec<Figure> {
     let mut figures = Vec::new();
     for (name, spread) in [("one", false), ("spread", true)] {
-        let mut base = None;
-        for count in [1u32, 100, 10_000] {
-            let topic = keccak256("Transfer(address,address,uint256)");
-            let subscriptions: Vec<[Subscription; 1]> = (0..count)
-                .map(|n| {
-                    let mut s = Subscription::all(EventKind::Log);
-                    (s.addresses, s.topics[0]) = (vec![token(n)], vec![topic]);
-                    [s]
-                })
-                .collect();
+        let counts = [1u32, 100, 10_000];
+        let filed = counts.map(|count| {
+            let subscriptions = (0..count).map(|n| {
+                let mut s = Subscription::all(EventKind::Log);
+                (s.addresses, s.topics[0]) = (vec![token(n)], vec![TRANSFER]);
+                [s]
+            });
+            let subscriptions: Vec<[Subscription; 1]> = subscriptions.collect();
             let index = Index::new(subscriptions.iter().enumerate().map(|(n, s)| (n as u32, s.as_slice())));
             let logs = (0..LOGS).map(|n| transfer(n, token(if spread { n * 37 % count } else { 0 }), false));
-            let block = block(1, logs.collect());
-            let ns = lab.best(LOGS as usize, || timed(|| index.match_block(&block)));
-            let one = *base.get_or_insert(ns);
-            figures.push(Figure::new(
-                format!("index_{name}_{count}"),
-                (ns, "ns/event"),
-                (one, "one subscription"),
-                Aim::AtMost(2.0),
-            ));
-        }
+            (index, block(1, logs.collect()))
+        });
+        let [mut few, mut some, mut many] = filed.map(|(index, block)| move || timed(|| index.match_block(&block)));
+        let ns = lab.best(LOGS as usize, [&mut few, &mut some, &mut many]);
+        figures.extend(counts.iter().zip(ns).map(|(count, took)| {
+            let name = format!("index_{name}_{count}");
+            Figure::new(name, (took, "ns/event"), (ns[0], "one subscription"), Aim::AtMost(2.0))
+        }));
     }
-    Ok(figures)
+    figures
 }

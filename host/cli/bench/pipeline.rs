@@ -3,6 +3,8 @@
 
 use std::time::Instant;
 
+use anyhow::ensure;
+
 use super::lab::{self, FILTER, Lab, Memory, PATIENCE, block, drop_plugin, processor_time, transfers};
 use super::{Aim, Figure};
 
@@ -38,6 +40,8 @@ pub async fn measure(lab: Lab) -> anyhow::Result<Vec<Figure>> {
         let (began, cpu_then) = chain.asked().ok_or_else(|| anyhow::anyhow!("it ended before it began"))?;
         on_a_core = on_a_core.max(events / (cpu - cpu_then).as_secs_f64().max(0.01));
         by_the_clock = by_the_clock.max(events / (ended - began).as_secs_f64());
+        let emitted = *tail.borrow();
+        ensure!(lab.plugin.is_some() || emitted == events as u64 / 100, "{emitted} emissions of {events} events");
         lab::stop(running).await?;
     }
     let aim = (1e6, "the aim, a million");
