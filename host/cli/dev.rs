@@ -296,7 +296,7 @@ fn news(last: &Status, now: &Status) -> Vec<String> {
             }
         }
     }
-    for file in now.refused_files.iter().filter(|file| !last.refused_files.contains(file)) {
+    for file in now.refused_alone().filter(|file| !last.refused_files.contains(file)) {
         news.push(format!("refused {}: {}", file.file, file.why));
     }
     for chain in &now.chains {

@@ -83,7 +83,8 @@ impl Process {
     pub async fn feed(&self, stream: &str) -> Vec<Value> {
         let (mut all, mut after) = (Vec::new(), String::from("0"));
         loop {
-            let page = self.get(&format!("/streams/{stream}?after={after}&limit=1000")).await.expect("the feed answers");
+            let page =
+                self.get(&format!("/streams/{stream}?after={after}&limit=1000")).await.expect("the feed answers");
             let page: Value = serde_json::from_str(&page).expect("a feed answers in JSON");
             let items = page["items"].as_array().expect("a page has items");
             if items.is_empty() {
@@ -169,7 +170,11 @@ impl Ledger {
             Some("retract") => {
                 let taken = self.held.remove(&emission);
                 assert!(taken.is_some(), "retracted unheard: {event}");
-                assert_eq!(taken.map(|e| e["data"].clone()), Some(event["data"].clone()), "retracted as something else");
+                assert_eq!(
+                    taken.map(|e| e["data"].clone()),
+                    Some(event["data"].clone()),
+                    "retracted as something else"
+                );
             }
             other => panic!("unknown op {other:?}"),
         }
