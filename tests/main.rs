@@ -5,6 +5,8 @@ mod harness;
 mod chain_driver;
 mod cli;
 mod examples;
+mod hostile;
+mod reload;
 mod simulation;
 mod sinks;
 mod source;

@@ -285,7 +285,8 @@ impl Step<'_, '_> {
             return Err(StepError::Fault { why, event: Some((at, position)) });
         }
         if self.out.poison.len() >= MAX_POISON {
-            let why = format!("more than {MAX_POISON} events of one step cannot be processed; the last: {why}");
+            let last = format!("{why}; at {} of {at}", shown(position));
+            let why = format!("more than {MAX_POISON} events of one step cannot be processed; the last: {last}");
             return Err(StepError::Fault { why, event: Some((at, position)) });
         }
         self.out.poison.push(Poison { block, position, why });

@@ -101,10 +101,7 @@ impl From<StepError> for Failed {
     fn from(error: StepError) -> Self {
         match error {
             StepError::Again { why } => Self::Again { why, after: None },
-            StepError::Overrun { why } | StepError::Fault { why, event: None } => Self::Fault { why },
-            StepError::Fault { why, event: Some((block, position)) } => {
-                Self::Fault { why: format!("{why} (at {position:?} of {block})") }
-            }
+            StepError::Overrun { why } | StepError::Fault { why, .. } => Self::Fault { why },
         }
     }
 }

@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod anvil;
+pub mod builds;
 pub mod chain;
 pub mod fake_node;
 pub mod guests;
