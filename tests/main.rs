@@ -4,6 +4,7 @@ mod harness;
 
 mod chain_driver;
 mod cli;
+mod dev;
 mod examples;
 mod hostile;
 mod reload;

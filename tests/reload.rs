@@ -16,7 +16,7 @@ use crate::harness::guests;
 use crate::harness::process::{Ledger, Process};
 
 const MIB: u64 = 1 << 20;
-/// Compiled code of the two plugins is some 0.5 MiB each: a leak of it in 200 reloads is above this.
+/// Compiled code of a plugin is some 0.5 MiB: a leak of it in 200 reloads is above this.
 const GROWTH: u64 = 24 * MIB;
 
 /// SplitMix64, as [`Town`] has it, for what is not on the chain.
@@ -217,6 +217,7 @@ async fn counted(process: &Process, chain: &Chain, stream: &str) {
 }
 
 const COUNTER: &str = r#"{"name":"counter","mode":"count"}"#;
+const TALLY: &str = r#"{"name":"tally","mode":"count"}"#;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_reloads_under_load_miss_and_double_nothing() {
@@ -230,7 +231,9 @@ async fn two_hundred_reloads_under_load_miss_and_double_nothing() {
     std::fs::create_dir(&dir).expect("a folder in it");
     let transfers = std::fs::read(guests::wasm("erc20-transfers")).expect("it was just built");
     put(&dir, "erc20-transfers.wasm", &transfers);
-    put(&dir, "counter.wasm", &hostile(COUNTER));
+    let (counter, tally) = (hostile(COUNTER), hostile(TALLY));
+    put(&dir, "counter.wasm", &counter);
+    put(&dir, "tally.wasm", &tally);
     let config = format!(
         r#"
 [chain.anvil]
@@ -247,7 +250,8 @@ to = ["log"]
     );
     let process = Process::start(folder.path(), &config).await;
     until_running(&process, "erc20-transfers", &transfers, "begin").await;
-    until_running(&process, "counter", &hostile(COUNTER), "begin").await;
+    until_running(&process, "counter", &counter, "begin").await;
+    until_running(&process, "tally", &tally, "begin").await;
 
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = stop.clone();
@@ -266,17 +270,18 @@ to = ["log"]
         println!("{blocks} blocks, {reorgs} reorgs");
         chain
     });
-    let times = if std::env::var_os("CHAINWEIR_LONG").is_some() { 1_000 } else { 100 };
-    let counter = hostile(COUNTER);
-    let (held, _) = tokio::join!(
+    let times = if std::env::var_os("CHAINWEIR_LONG").is_some() { 700 } else { 67 };
+    let (held, ..) = tokio::join!(
         drive(&process, &dir, "erc20-transfers", &transfers, Dice(seed), times),
         drive(&process, &dir, "counter", &counter, Dice(seed + 1), times),
+        drive(&process, &dir, "tally", &tally, Dice(seed + 2), times),
     );
     stop.store(true, Ordering::Relaxed);
     let chain = load.await.expect("the load ends well");
     chain.mine(2).await;
     until_at_head(&process, &chain, "erc20-transfers").await;
     until_at_head(&process, &chain, "counter").await;
+    until_at_head(&process, &chain, "tally").await;
 
     let fifth = held.len() / 5;
     let (early, last) = (median(&held[fifth..2 * fifth]), median(&held[4 * fifth..]));
@@ -298,6 +303,7 @@ to = ["log"]
     let ledger = Ledger::of(&lines);
     assert_eq!((ledger.transfers(), ledger.repeats), (truth, 0));
     counted(&process, &chain, "counter.one").await;
+    counted(&process, &chain, "tally.one").await;
 }
 
 /// A command of the program itself, to the running one.

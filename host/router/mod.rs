@@ -537,7 +537,8 @@ impl Router {
             Command::Retry { plugin } => match self.plugins.get_mut(&plugin) {
                 Some(running) => {
                     for consumer in running.consumers.values_mut() {
-                        consumer.retry_at = None;
+                        // The schedule begins anew.
+                        (consumer.retry_at, consumer.failures) = (None, 0);
                         consumer.stuck = None;
                     }
                     Ok(format!("{plugin} tries again"))
