@@ -373,11 +373,10 @@ impl Step<'_, '_> {
         for verdict in &verdicts {
             match *verdict {
                 Verdict::Retry { event, message } => {
-                    let position = shown(self.names[event as usize].1);
-                    return Err(CallError::Again(format!(
-                        "the plugin asked to wait at {position}: {}",
-                        one_line(message, 1024)
-                    )));
+                    let (block, position) = self.names[event as usize];
+                    let (position, at) = (shown(position), self.blocks[block].at);
+                    let why = one_line(message, 1024);
+                    return Err(CallError::Again(format!("the plugin asked to wait at {position} of {at}: {why}")));
                 }
                 Verdict::Reject { event, message } => {
                     let (block, position) = self.names[event as usize];
