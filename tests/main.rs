@@ -6,6 +6,8 @@ mod chain_driver;
 mod cli;
 mod crash;
 mod examples;
+mod isolation;
+mod journal;
 mod reorgs;
 mod simulation;
 mod sinks;
