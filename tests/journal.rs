@@ -81,8 +81,14 @@ to = ["shop"]
 
     /// Waits until the feed and the webhook have what the chain has.
     async fn check(&self, process: &Process) {
-        let truth = self.chain.transfers(0..=self.chain.head().await).await;
+        let head = self.chain.head().await;
+        let (hash, truth) = (self.chain.hash(head).await.to_string(), self.chain.transfers(0..=head).await);
         assert!(!truth.is_empty());
+        until("the plugin to reach the head", || async {
+            let status = process.status().await?;
+            (status["plugins"][0]["chains"][0]["cursor"]["hash"] == json!(hash)).then_some(())
+        })
+        .await;
         until("all of it in the feed", || async {
             (Ledger::of(&process.feed("erc20-transfers.transfers").await).transfers() == truth).then_some(())
         })
