@@ -29,7 +29,10 @@ pub fn init(config: &LogConfig) -> Result<(), String> {
         Ok(_) | Err(std::env::VarError::NotPresent) => ("[log] level", config.level.clone()),
         Err(std::env::VarError::NotUnicode(_)) => return Err("the environment variable RUST_LOG is not UTF-8".into()),
     };
-    let filter = EnvFilter::try_new(&filter).map_err(|e| {
+    // What these say of a connection that is cut is said by the source, once and with the provider's name.
+    let quiet = if filter.contains("alloy") { "" } else { ",alloy_pubsub=off,alloy_transport_ws=off" };
+    let parsed = EnvFilter::try_new(format!("{filter}{quiet}"));
+    let filter = parsed.map_err(|e| {
         format!("{from} = \"{filter}\" is not a log filter ({e}); write for example info or chainweir=debug,info")
     })?;
     // A log that cannot be written (its disk is full, its reader is gone) is lost; saying so on stderr would panic.

@@ -8,6 +8,8 @@ mod crash;
 mod examples;
 mod isolation;
 mod journal;
+mod outages;
+mod recorded;
 mod reorgs;
 mod simulation;
 mod sinks;

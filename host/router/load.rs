@@ -149,7 +149,7 @@ impl Load {
             if !matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge) {
                 return Err(refuse(format!("cannot keep the version for a rollback: {error}")));
             }
-            this.no_room(&error).await;
+            this.no_room(error.to_string()).await;
         }
         this.install(candidate).await.map_err(refuse)
     }
@@ -233,8 +233,8 @@ impl Load {
     }
 
     /// A full disk says nothing against the file: it is taken when there is room.
-    async fn no_room(&self, why: &dyn std::fmt::Display) {
-        tracing::warn!(file = %self.file.display(), %why, "the plugin waits for room on the disk");
+    async fn no_room(&self, why: String) {
+        tracing::warn!(file = %self.file.display(), why, "the plugin waits for room on the disk");
         tokio::time::sleep(FULL_RETRY).await;
     }
 
@@ -242,7 +242,7 @@ impl Load {
         loop {
             match self.journal.commit(write.clone()).await {
                 Ok(committed) => return Ok(committed.id),
-                Err(JournalError::Full { why }) => self.no_room(&why).await,
+                Err(JournalError::Full { why }) => self.no_room(why).await,
                 Err(error) => return Err(error.to_string()),
             }
         }

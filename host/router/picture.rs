@@ -17,7 +17,7 @@ impl Router {
     pub(super) fn draw(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let chains: Vec<ChainStatus> = self.chains.values().map(|c| self.chain(c)).collect();
-        let connected = self.chains.values().all(|c| c.path.is_some() && c.state != "halted");
+        let connected = self.chains.values().all(|c| c.path.is_some() && matches!(c.state, "following" | "ended"));
         let plugins = self.plugins.iter().map(|(name, plugin)| {
             let m = &plugin.candidate.manifest;
             let full = self.full_output(name);

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use alloy_primitives::U64;
 use futures::{StreamExt, TryStreamExt};
@@ -14,13 +15,15 @@ use serde_json::json;
 use super::Range;
 use super::classify::{Hint, looks_cut};
 use super::rpc::{AT_ONCE, Inner, Place, number, trouble};
-use super::transport::{Endpoint, Fail};
+use super::transport::{Endpoint, Fail, jitter};
 use super::wire::{self, Parts, WireBlock};
 use crate::chain::verify;
 use crate::model::{Block, BlockRef, Log, Wanted};
 
 /// Headers asked for at once: small answers, and as many as there are blocks.
 const HEADERS_AT_ONCE: usize = 32;
+/// One of many questions is asked so often before all that was asked beside it is thrown away.
+const TRIES: u32 = 5;
 /// Blocks in one answer where each is asked for by itself.
 const BLOCKS_AT_ONCE: u64 = 32;
 
@@ -74,14 +77,32 @@ impl Inner {
     }
 
     async fn each(&self, ep: &Endpoint, from: u64, to: u64, wanted: &Wanted) -> Result<Range, Fail> {
-        let asked = futures::stream::iter(from..=to).map(|n| async move {
-            let fetched = self.fetch(ep, Place::Number(n), wanted).await?;
-            self.finish(fetched, wanted)
-        });
+        let asked = futures::stream::iter(from..=to).map(|n| self.whole(ep, Place::Number(n), wanted));
         let blocks: Vec<Block> = asked.buffered(AT_ONCE).try_collect().await?;
         linked(blocks.iter().map(Block::at))?;
         let to = blocks.last().map(Block::at).ok_or_else(|| Fail::Other("an empty range was asked for".into()))?;
         Ok(Range { blocks, to })
+    }
+
+    async fn header_patiently(&self, ep: &Endpoint, number: u64) -> Result<WireBlock, Fail> {
+        let mut tries = 0;
+        loop {
+            match self.header(ep, Place::Number(number)).await {
+                Ok(header) => return Ok(header),
+                Err(fail) => tokio::time::sleep(next_try(fail, &mut tries)?).await,
+            }
+        }
+    }
+
+    /// One block with all that is wanted of it.
+    async fn whole(&self, ep: &Endpoint, place: Place, wanted: &Wanted) -> Result<Block, Fail> {
+        let mut tries = 0;
+        loop {
+            match self.fetch(ep, place, wanted).await {
+                Ok(fetched) => return self.finish(fetched, wanted),
+                Err(fail) => tokio::time::sleep(next_try(fail, &mut tries)?).await,
+            }
+        }
     }
 
     /// Logs of a range by filter, with the headers that they belong to.
@@ -112,7 +133,7 @@ impl Inner {
             }
         }
         let unfiltered = wanted.addresses.is_empty() && wanted.topic0.is_empty();
-        let asked = futures::stream::iter(from..=to).map(|n| self.header(ep, Place::Number(n)));
+        let asked = futures::stream::iter(from..=to).map(|n| self.header_patiently(ep, n));
         let headers: Vec<WireBlock> = asked.buffered(HEADERS_AT_ONCE).try_collect().await?;
         linked(headers.iter().map(|h| h.at(self.chain)))?;
         let last = headers.last().map(|h| h.at(self.chain)).ok_or_else(|| Fail::Other("no header".into()))?;
@@ -122,8 +143,7 @@ impl Inner {
             let untold = told.is_empty() && !unfiltered && !self.quirks.bloom_unreliable;
             if untold && !header.excludes(wanted, &self.quirks) {
                 // A bloom may allow what is not there; a provider may leave out what is. The whole block tells.
-                let fetched = self.fetch(ep, Place::Hash(header.hash), wanted).await?;
-                let block = self.finish(fetched, wanted)?;
+                let block = self.whole(ep, Place::Hash(header.hash), wanted).await?;
                 if !block.logs.is_empty() {
                     tracing::warn!(chain = %self.name, provider = %ep.shown, block = header.header.number,
                         logs = block.logs.len(), "the provider left out logs of a range; they were asked for by block");
@@ -173,6 +193,18 @@ impl Inner {
             verify::in_bloom(bloom, &inside).map_err(contradiction)?;
         }
         Ok(logs)
+    }
+}
+
+/// How long to wait before one question of many is asked again; the failure where it is not.
+fn next_try(fail: Fail, tries: &mut u32) -> Result<Duration, Fail> {
+    *tries += 1;
+    match fail {
+        // Rate limits have been waited for already.
+        Fail::Dead(_) | Fail::Other(_) | Fail::Unknown(_) if *tries < TRIES => {
+            Ok(jitter(Duration::from_millis(100 << *tries)))
+        }
+        fail => Err(fail),
     }
 }
 

@@ -28,6 +28,8 @@ pub enum Via {
 }
 
 pub struct Belt {
+    /// First: what it wrote is shown before the folder goes.
+    pub process: Option<Process>,
     pub anvil: Anvil,
     pub chain: Chain,
     pub town: Town,
@@ -36,9 +38,10 @@ pub struct Belt {
     pub receiver: Receiver,
     pub folder: tempfile::TempDir,
     pub via: Via,
-    pub process: Option<Process>,
     /// anvil's own default: finalized is 64 blocks behind the head, safe 32.
     pub tags: bool,
+    /// Path of the journal, in the folder.
+    pub journal: &'static str,
 }
 
 impl Belt {
@@ -56,7 +59,19 @@ impl Belt {
         std::fs::copy(guests::wasm("erc20-transfers"), folder.path().join("plugins/erc20-transfers.wasm"))
             .expect("the plugin was built");
         let receiver = Receiver::start().await;
-        Some(Self { anvil, chain, town, postgres, nats, receiver, folder, via, process: None, tags: false })
+        Some(Self {
+            anvil,
+            chain,
+            town,
+            postgres,
+            nats,
+            receiver,
+            folder,
+            via,
+            process: None,
+            tags: false,
+            journal: "chainweir.db",
+        })
     }
 
     pub fn dir(&self) -> &Path {
@@ -68,6 +83,9 @@ impl Belt {
         let finality = if self.tags { "\"tags\"".to_owned() } else { format!("{{ depth = {FINAL} }}") };
         format!(
             r#"
+[journal]
+path = "{}"
+
 [chain.local]
 rpc = "{rpc}"
 poll_ms = 50
@@ -114,6 +132,7 @@ from = "erc20-transfers.transfers"
 to = ["last"]
 when = "finalized"
 "#,
+            self.journal,
             self.nats.url(),
             self.receiver.url()
         )
@@ -255,7 +274,7 @@ when = "finalized"
 
     /// The plugin's state: per token the number of transfers, and their sum.
     fn totals(&self) -> Vec<(u64, U256)> {
-        let db = read_only(&self.dir().join("chainweir.db")).expect("the journal is there");
+        let db = read_only(&self.dir().join(self.journal)).expect("the journal is there");
         let mut question = db.prepare("SELECT value FROM state").expect("the journal has state");
         let values = question.query_map([], |row| row.get::<_, Vec<u8>>(0)).expect("rows");
         let total = |bytes: Vec<u8>| {
