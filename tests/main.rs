@@ -8,6 +8,8 @@ mod crash;
 mod dev;
 mod examples;
 mod hostile;
+mod isolation;
+mod journal;
 mod outages;
 mod recorded;
 mod reload;

@@ -79,8 +79,9 @@ impl Router {
                 lane.backlog() >= self.config.journal.backlog_limit
                     && self.config.routes.iter().any(|r| r.to.contains(output) && r.from.plugin() == plugin)
             })
-            .map(|(output, _)| {
-                format!("output '{output}' has {} deliveries waiting", self.config.journal.backlog_limit)
+            .map(|(output, (lane, _))| {
+                let (waiting, most) = (lane.backlog(), self.config.journal.backlog_limit);
+                format!("output '{output}' has {waiting} deliveries waiting ([journal] backlog_limit = {most})")
             })
     }
 
@@ -109,6 +110,9 @@ impl Router {
         match next {
             Some(Next::Wait) => return,
             Some(Next::Live(_) | Next::Range { .. }) if full_output.is_some() => {
+                if let (Some(why), None) = (&full_output, &consumer.why) {
+                    tracing::warn!(plugin = %plugin_name, chain = chain_name, why, "pauses until there is room");
+                }
                 consumer.why = full_output;
                 return;
             }

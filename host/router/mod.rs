@@ -41,7 +41,7 @@ use self::turns::Turns;
 use crate::chain::Follower;
 use crate::config::{ChainConfig, Config};
 use crate::journal::sqlite::SqliteJournal;
-use crate::journal::{Journal, LaneWrite, Write};
+use crate::journal::{DeadFilter, Journal, LaneWrite, Write};
 use crate::lane::{Lane, Routed, Settings};
 use crate::model::{BlockUpdate, ChainId, OutputName, PluginName, RefusedFile, Status};
 use crate::plugin::engine::Engine;
@@ -545,20 +545,12 @@ impl Router {
                 None => Err(self.no_such_plugin(&plugin)),
             },
             Command::Dead { ids, again } => {
-                let (journal, resume) = (self.journal.clone(), self.lanes.values().map(|(l, _)| l.resumer()));
-                let resume: Vec<_> = resume.collect();
+                let journal = self.journal.clone();
+                let lanes: Vec<_> = self.lanes.values().map(|(lane, _)| lane.redo()).collect();
                 tokio::spawn(async move {
-                    let count = ids.len();
-                    let writes = ids.into_iter().map(|id| LaneWrite::Bury { id, again }).collect();
-                    let said = match journal.commit(Write::Lane(writes)).await {
-                        Ok(_) if again => Ok(format!("{count} dead letters go back to their lanes")),
-                        Ok(_) => Ok(format!("{count} dead letters were dropped")),
-                        Err(error) => Err(error.to_string()),
-                    };
-                    for lane in resume {
-                        lane.try_send(()).ok();
-                    }
-                    answer.send(said).ok();
+                    // Whoever asked may have gone.
+                    answer.send(bury(&*journal, ids, again).await).ok();
+                    lanes.iter().for_each(|lane| lane.notify_one());
                 });
                 return;
             }
@@ -642,4 +634,19 @@ impl Router {
         closed.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
         self.fatal.map_or(Ok(()), Err)
     }
+}
+
+/// Puts dead letters back into their lanes, or drops them: all that are named, or none.
+async fn bury(journal: &dyn Journal, ids: Vec<i64>, again: bool) -> Answer {
+    for id in &ids {
+        let filter = DeadFilter { id: Some(*id), ..DeadFilter::default() };
+        if journal.dead(&filter, 0, 1).map_err(|e| e.to_string())?.is_empty() {
+            return Err(format!("there is no dead letter {id}; nothing was done"));
+        }
+    }
+    let count = ids.len();
+    let writes = ids.into_iter().map(|id| LaneWrite::Bury { id, again }).collect();
+    journal.commit(Write::Lane(writes)).await.map_err(|e| e.to_string())?;
+    let letters = if count == 1 { "1 dead letter".to_owned() } else { format!("{count} dead letters") };
+    Ok(if again { format!("back in the lanes: {letters}") } else { format!("dropped: {letters}") })
 }
