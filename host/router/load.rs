@@ -12,7 +12,7 @@ use super::work::state_of;
 use crate::config::{Config, PluginConfig};
 use crate::index::Index;
 use crate::journal::{Consumer, Journal, JournalError, TrackId, VersionWrite, Write};
-use crate::model::{ChainId, Manifest, StreamId};
+use crate::model::{ChainId, Manifest, PluginName, StreamId};
 use crate::plugin::capabilities::{Capability, Grants};
 use crate::plugin::engine::{Compiled, Engine, LoadError};
 use crate::plugin::step::{Setup, Worker};
@@ -57,6 +57,8 @@ impl Candidate {
 pub struct Installed {
     pub candidate: Candidate,
     pub consumers: Vec<InstalledConsumer>,
+    /// The version that it replaces because that one is bad, and why.
+    pub instead_of: Option<(Digest, String)>,
 }
 
 pub struct InstalledConsumer {
@@ -76,7 +78,7 @@ pub struct ReadyChain {
 
 /// Why a file is not taken; `for_plugin` where that much could be told.
 pub struct Refusal {
-    pub for_plugin: Option<Manifest>,
+    pub for_plugin: Option<PluginName>,
     pub why: String,
     /// It was banned: what ran before it may run.
     pub banned: bool,
@@ -88,6 +90,8 @@ pub struct Load {
     pub journal: Arc<dyn Journal>,
     pub chains: Vec<ReadyChain>,
     pub file: PathBuf,
+    /// The plugin that this file provides now.
+    pub provides: Option<PluginName>,
     pub digest: Digest,
     pub bytes: Arc<[u8]>,
     /// A person said that it may take over the state of another version.
@@ -129,15 +133,22 @@ fn keep_version(journal: &Path, digest: &Digest, bytes: &[u8]) -> std::io::Resul
 
 impl Load {
     pub async fn run(self) -> Result<Installed, Refusal> {
-        let refuse = |why: String| Refusal { for_plugin: None, why, banned: false };
+        let provides = self.provides.clone();
+        let refuse = |why: String| Refusal { for_plugin: provides.clone(), why, banned: false };
         let this = Arc::new(self);
         let job = this.clone();
         let candidate = tokio::task::spawn_blocking(move || job.describe())
             .await
             .map_err(|e| refuse(format!("loading panicked: {e}")))?
             .map_err(refuse)?;
-        let manifest = candidate.manifest.clone();
-        let refuse = |why: String| Refusal { for_plugin: Some(manifest.clone()), why, banned: false };
+        let name = candidate.manifest.name.clone();
+        if let Some(other) = provides.as_ref().filter(|other| **other != name) {
+            return Err(refuse(format!(
+                "it calls itself '{name}', but this file provides '{other}': give it a file of its own; to replace \
+                 '{other}', remove the file first"
+            )));
+        }
+        let refuse = |why: String| Refusal { for_plugin: Some(name.clone()), why, banned: false };
 
         this.check_versions(&candidate).map_err(|(why, banned)| Refusal { banned, ..refuse(why) })?;
         let job = this.clone();
@@ -281,7 +292,7 @@ impl Load {
         if let Some((digest, why)) = &self.instead_of {
             version(VersionWrite::Banned { plugin: name.clone(), digest: digest.0, why: why.clone() }).await?;
         }
-        Ok(Installed { candidate, consumers })
+        Ok(Installed { candidate, consumers, instead_of: self.instead_of.clone() })
     }
 }
 

@@ -21,6 +21,7 @@ mod next;
 mod payload;
 mod picture;
 mod plugins;
+mod turns;
 mod work;
 
 use std::collections::{BTreeMap, HashMap};
@@ -28,7 +29,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use self::blocks::{Blocks, Plan};
@@ -36,6 +37,7 @@ use self::follow::{Follow, News};
 use self::handle::{Answer, Command, Handle};
 use self::load::{Installed, ReadyChain, Refusal};
 use self::plugins::Plugin;
+use self::turns::Turns;
 use crate::chain::Follower;
 use crate::config::{ChainConfig, Config};
 use crate::journal::sqlite::SqliteJournal;
@@ -173,7 +175,7 @@ struct Router {
     /// The newest content of each file: what a load that took longer must not overtake.
     newest: HashMap<PathBuf, crate::plugin::Digest>,
     lanes: BTreeMap<OutputName, (Lane, watch::Sender<Arc<Vec<Routed>>>)>,
-    processors: Arc<Semaphore>,
+    turns: Arc<Turns>,
 
     connecting: JoinSet<Input>,
     jobs: JoinSet<Worked>,
@@ -231,7 +233,7 @@ impl Router {
             gone: HashMap::new(),
             newest: HashMap::new(),
             lanes: BTreeMap::new(),
-            processors: Arc::new(Semaphore::new(processors)),
+            turns: Arc::new(Turns::new(processors)),
             connecting: JoinSet::new(),
             jobs: JoinSet::new(),
             loads: JoinSet::new(),
@@ -534,7 +536,8 @@ impl Router {
             Command::Retry { plugin } => match self.plugins.get_mut(&plugin) {
                 Some(running) => {
                     for consumer in running.consumers.values_mut() {
-                        consumer.retry_at = None;
+                        // The schedule begins anew.
+                        (consumer.retry_at, consumer.failures) = (None, 0);
                         consumer.stuck = None;
                     }
                     Ok(format!("{plugin} tries again"))
