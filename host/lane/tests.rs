@@ -262,7 +262,7 @@ async fn nothing_is_lost_or_overtaken_through_failures_reorgs_and_restarts() {
             let roll = (d.offset.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ salt.rotate_left(attempt as u32)) >> 60;
             match (roll, attempt) {
                 (0..3, ..4) => retry(),
-                (3, _) if d.offset % 5 == 0 => Some(Outcome::Refused { why: "400".into() }),
+                (3, _) if d.offset % 2 == 0 => Some(Outcome::Refused { why: "400".into() }),
                 _ => Some(Outcome::Delivered),
             }
         });
