@@ -35,7 +35,9 @@ pub fn init(config: &LogConfig) -> Result<(), String> {
     let filter = parsed.map_err(|e| {
         format!("{from} = \"{filter}\" is not a log filter ({e}); write for example info or chainweir=debug,info")
     })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A log that cannot be written (its disk is full, its reader is gone) is lost; saying so on stderr would panic.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     match config.format {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),

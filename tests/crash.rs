@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::harness::belt::{Belt, Via, seed, times};
 use crate::harness::receiver::Answer;
-use crate::harness::until;
+use crate::harness::{guests, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_any_moment_it_loses_and_doubles_nothing() {
@@ -16,13 +16,15 @@ async fn killed_at_any_moment_it_loses_and_doubles_nothing() {
     for kill in 0..times(50, 300) {
         belt.start().await;
         let life = Duration::from_millis(belt.town.below(600));
-        let process = belt.process.take();
-        tokio::select! {
-            () = belt.load(u64::MAX, true) => {}
-            () = tokio::time::sleep(life) => {}
+        let process = belt.process.take().expect("it was started");
+        let killed = tokio::spawn(async move {
+            tokio::time::sleep(life).await;
+            process.kill();
+        });
+        // Each request is let end: anvil gives up a reorg half-way when whoever asked for it is gone.
+        while !killed.is_finished() {
+            belt.load(1, true).await;
         }
-        belt.process = process;
-        belt.kill();
         if kill % 10 == 9 {
             // It goes on from there by itself, and then dies again.
             belt.start().await;
@@ -132,8 +134,18 @@ async fn a_full_disk_pauses_it_and_room_lets_it_go_on() {
     assert!(why.contains("full"), "{why}");
     assert!(belt.running().get("/readyz").await.is_none(), "not ready");
     assert!(!belt.running().feed("erc20-transfers.transfers").await.is_empty(), "what is there is served");
+    // A plugin that comes now is not refused for it.
+    std::fs::copy(guests::wasm("native-transfers"), belt.dir().join("plugins/native-transfers.wasm"))
+        .expect("the plugins' disk has room");
+    until("it to be as far as it comes", || async { belt.running().log().contains("waits for room").then_some(()) })
+        .await;
     belt.load(5, false).await;
     std::fs::remove_file(&filler).expect("the filler is ours");
+    until("the plugin that came meanwhile to run", || async {
+        let status = belt.running().status().await?;
+        status["plugins"].as_array()?.iter().any(|p| p["name"] == "native-transfers").then_some(())
+    })
+    .await;
     until("it to go on by itself", || async {
         let status = belt.running().status().await?;
         paused(&status).is_none().then_some(())

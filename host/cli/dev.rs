@@ -44,41 +44,81 @@ pub async fn run(args: Args) -> anyhow::Result<Exit> {
     }
     host::log(&config.log)?;
     let sources = sources(&args.dir, &config.plugins.dir)?;
-    // Beginning anew shows everything again: what a recorded chain has is seen at every start.
-    let folder =
-        tempfile::Builder::new().prefix("chainweir-dev-").tempdir().context("cannot make a temporary folder")?;
-    if !args.keep {
-        config.journal.path = folder.path().join("chainweir.db");
-    }
     let settings = Settings { plugins: config.plugins.dir.clone(), config: config.clone() };
     tokio::select! {
         built = async { for source in &sources { settings.build(source).await; } } => built,
         () = signals.next() => return Ok(Exit::Done),
     }
     let watching = watch(&args.dir, &sources)?;
-    let running = tokio::select! {
-        running = host::start(config) => running?,
-        () = signals.next() => return Ok(Exit::Done),
+    let (built, mut rebuilt) = mpsc::unbounded_channel();
+    let rebuild = tokio::spawn(rebuild(watching, settings, built));
+    let mut first = true;
+    let outcome = loop {
+        match play(&args, config.clone(), &sources, first, &mut signals, &mut rebuilt).await {
+            Ok(Some(exit)) => break Ok(exit),
+            Ok(None) => say("playing the recording again, with what is new"),
+            Err(error) => break Err(error),
+        }
+        first = false;
     };
-    match running.url() {
-        Some(url) => say(&format!("running; streams are at {url}/streams")),
-        None => say("running; nothing is served ([http] listen = \"off\")"),
+    rebuild.abort();
+    outcome
+}
+
+/// Runs until it is to end, or (`None`) until there is something new to be seen on a recording that has ended.
+async fn play(
+    args: &Args,
+    mut config: Config,
+    sources: &[PathBuf],
+    first: bool,
+    signals: &mut host::Signals,
+    rebuilt: &mut mpsc::UnboundedReceiver<()>,
+) -> anyhow::Result<Option<Exit>> {
+    // Beginning anew shows everything again: what a recorded chain has is seen at every start.
+    let folder =
+        tempfile::Builder::new().prefix("chainweir-dev-").tempdir().context("cannot make a temporary folder")?;
+    if !args.keep {
+        config.journal.path = folder.path().join("chainweir.db");
     }
-    for source in &sources {
-        say(&format!("edit {} and save: it is rebuilt and reloaded", source.join("src").display()));
+    let mut running = tokio::select! {
+        running = host::start(config) => running?,
+        () = signals.next() => return Ok(Some(Exit::Done)),
+    };
+    if first {
+        match running.url() {
+            Some(url) => say(&format!("running; streams are at {url}/streams")),
+            None => say("running; nothing is served ([http] listen = \"off\")"),
+        }
+        for source in sources {
+            say(&format!("edit {} and save: it is rebuilt and reloaded", source.join("src").display()));
+        }
     }
     let journal = running.handle.journal.clone();
+    let status = running.handle.status.clone();
     // With --keep, what was shown the last time is not shown again.
     let tail = if args.keep { Tail::from_now(journal)? } else { Tail::new(journal) };
     let show = tokio::spawn(show(running.handle.journal.tail(), tail));
-    let report = tokio::spawn(report(running.handle.status.clone(), args.until_end));
-    let rebuild = tokio::spawn(rebuild(watching, settings));
+    let report = tokio::spawn(report(status.clone(), args.until_end));
     let outcome = if args.until_end {
-        until_end(running, &mut signals).await
+        until_end(running, signals).await.map(Some)
     } else {
-        run::serve_until_signal(running, &mut signals).await
+        let again = async {
+            while rebuilt.recv().await.is_some() {
+                // Into a kept journal a recording is not played twice.
+                if !args.keep && matches!(host::played(&status.borrow()), Some(Ok(()))) {
+                    return;
+                }
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            () = again => running.drain(host::DRAIN).await.map(|()| None),
+            outcome = run::until_signal(&mut running, signals) => match outcome {
+                Ok(()) => run::drain(running, signals).await.map(Some),
+                Err(error) => Err(error),
+            },
+        }
     };
-    rebuild.abort();
     report.abort();
     // It ends by itself, with the journal, after what was committed last.
     let _shown = tokio::time::timeout(Duration::from_secs(1), show).await;
@@ -130,17 +170,21 @@ struct Settings {
 }
 
 impl Settings {
-    /// Builds one source, and says how that went.
-    async fn build(&self, source: &Path) {
+    /// Builds one source, and says how that went. True where there is something new.
+    async fn build(&self, source: &Path) -> bool {
         say(&format!("building {}", source.display()));
         // The crate is called as the plugin, as a rule; describing it may need its configuration.
         let name = source.canonicalize().ok().and_then(|path| PluginName::new(path.file_name()?.to_str()?).ok());
         let config = name.and_then(|name| self.config.plugin.get(&name)).map(|plugin| plugin.config.clone());
         match build::build(source, &self.plugins, &config.unwrap_or_default()).await {
-            Ok(built) => say(&format!("built {}", built.artifact.in_a_line())),
+            Ok(built) => {
+                say(&format!("built {}", built.artifact.in_a_line()));
+                true
+            }
             Err(error) => {
                 trouble::report(&error);
                 say("what ran before goes on; mend it and save");
+                false
             }
         }
     }
@@ -188,7 +232,7 @@ fn watch(dir: &Path, sources: &[PathBuf]) -> anyhow::Result<Watching> {
     Ok(Watching { saved, sources: canonical, _watcher: Box::new(watcher) })
 }
 
-async fn rebuild(mut watching: Watching, settings: Settings) {
+async fn rebuild(mut watching: Watching, settings: Settings, built: mpsc::UnboundedSender<()>) {
     while let Some(first) = watching.saved.recv().await {
         let mut paths = vec![first];
         while let Ok(more) = watching.saved.try_recv() {
@@ -204,7 +248,10 @@ async fn rebuild(mut watching: Watching, settings: Settings) {
                 own.is_some_and(|first| is_source(first.as_os_str().as_ref()))
             };
             if paths.iter().any(|path| code(path) && inside(path) && !path.ends_with("chainweir.toml")) {
-                settings.build(source).await;
+                if settings.build(source).await {
+                    // The receiver is gone only when the command ends.
+                    let _ended = built.send(());
+                }
             }
         }
     }
@@ -212,7 +259,7 @@ async fn rebuild(mut watching: Watching, settings: Settings) {
 
 /// Everything that is emitted and retracted, one line each.
 async fn show(mut written: tokio::sync::watch::Receiver<u64>, mut tail: Tail) {
-    let colour = std::io::stdout().is_terminal();
+    let terminal = std::io::stdout().is_terminal();
     loop {
         written.borrow_and_update();
         loop {
@@ -220,7 +267,7 @@ async fn show(mut written: tokio::sync::watch::Receiver<u64>, mut tail: Tail) {
                 Ok(entries) if entries.is_empty() => break,
                 Ok(entries) => {
                     let mut out = std::io::stdout().lock();
-                    let lines: String = entries.iter().map(|(track, entry)| line(track, entry, colour)).collect();
+                    let lines: String = entries.iter().map(|(track, entry)| line(track, entry, terminal)).collect();
                     // A terminal that went away is no reason to stop.
                     let _shown = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
                 }
@@ -233,17 +280,35 @@ async fn show(mut written: tokio::sync::watch::Receiver<u64>, mut tail: Tail) {
     }
 }
 
-/// Characters of a payload on one line.
-const SHOWN: usize = 120;
+/// Characters of a payload on one line of a terminal.
+const SHOWN: usize = 160;
 
-fn line(track: &TrackInfo, entry: &Entry, colour: bool) -> String {
+/// Addresses and hashes in short, so that a line has room for what they are about.
+fn in_short(payload: &str) -> String {
+    let mut short = String::with_capacity(payload.len());
+    let mut rest = payload;
+    while let Some(at) = rest.find("0x") {
+        let digits = rest[at + 2..].bytes().take_while(u8::is_ascii_hexdigit).count();
+        let (hex, after) = rest[at..].split_at(2 + digits);
+        short.push_str(&rest[..at]);
+        match digits {
+            40.. => short.extend([&hex[..8], "..", &hex[hex.len() - 4..]]),
+            _ => short.push_str(hex),
+        }
+        rest = after;
+    }
+    short + rest
+}
+
+fn line(track: &TrackInfo, entry: &Entry, terminal: bool) -> String {
     let payload = match entry.content_type {
         ContentType::Json | ContentType::Text => String::from_utf8_lossy(&entry.payload).into_owned(),
         ContentType::Bytes => format!("0x{}", hex::encode(&entry.payload)),
     };
+    let (payload, most) = if terminal { (in_short(&payload), SHOWN) } else { (payload, usize::MAX) };
     // What a plugin emits must not steer the terminal.
-    let mut shown: String = payload.chars().take(SHOWN).map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if payload.chars().nth(SHOWN).is_some() {
+    let mut shown: String = payload.chars().take(most).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if payload.chars().nth(most).is_some() {
         shown.push_str("...");
     }
     let (sign, paint) = match entry.op {
@@ -251,7 +316,7 @@ fn line(track: &TrackInfo, entry: &Entry, colour: bool) -> String {
         Op::Retract => ("-", "\x1b[31m"),
     };
     let op = entry.op.as_str();
-    let head = if colour { format!("{paint}{sign} {op:<7}\x1b[0m") } else { format!("{sign} {op:<7}") };
+    let head = if terminal { format!("{paint}{sign} {op:<7}\x1b[0m") } else { format!("{sign} {op:<7}") };
     format!("{head} {} {} {shown}\n", track.stream, entry.block.number)
 }
 
@@ -296,7 +361,7 @@ fn news(last: &Status, now: &Status) -> Vec<String> {
             }
         }
     }
-    for file in now.refused_files.iter().filter(|file| !last.refused_files.contains(file)) {
+    for file in now.refused_alone().filter(|file| !last.refused_files.contains(file)) {
         news.push(format!("refused {}: {}", file.file, file.why));
     }
     for chain in &now.chains {
@@ -383,8 +448,13 @@ mod tests {
             retracted: None,
         };
         assert_eq!(line(&track, &entry(Op::Apply, "a\n\x1b[2Jb"), false), "+ apply   p.s 7 a  [2Jb\n");
-        let long = line(&track, &entry(Op::Retract, &"x".repeat(500)), false);
-        assert_eq!(long, format!("- retract p.s 7 {}...\n", "x".repeat(SHOWN)));
+        let long = "x".repeat(500);
+        assert_eq!(line(&track, &entry(Op::Retract, &long), false), format!("- retract p.s 7 {long}\n"));
+        let cut = line(&track, &entry(Op::Retract, &long), true);
+        assert!(cut.ends_with(&format!(" {}...\n", "x".repeat(SHOWN))), "{cut}");
+        let of = format!(r#"{{"to":"0x{}","n":"0x12"}}"#, "ab".repeat(20));
+        let short = line(&track, &entry(Op::Apply, &of), true);
+        assert!(short.ends_with("p.s 7 {\"to\":\"0xababab..abab\",\"n\":\"0x12\"}\n"), "{short}");
         assert!(line(&track, &entry(Op::Retract, "x"), true).starts_with("\x1b[31m- retract\x1b[0m"));
     }
 

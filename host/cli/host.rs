@@ -1,7 +1,9 @@
 //! The whole process, started and stopped: what `run`, `dev`, `replay` and `plugin test` have in common.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -13,6 +15,7 @@ use super::Trouble;
 use crate::config::{Config, LogConfig};
 use crate::model::{ConsumerStatus, Status};
 use crate::router::{self, handle::Handle};
+use crate::source::Source;
 use crate::{serve, telemetry};
 
 /// SIGTERM must have ended in 10 s; one is kept for what comes after the drain.
@@ -32,6 +35,11 @@ struct Http {
 
 /// Begins everything that a configuration names. Providers and destinations need not be there yet.
 pub async fn start(config: Config) -> anyhow::Result<Running> {
+    start_with(config, BTreeMap::new()).await
+}
+
+/// The same, with sources that are open already, by the name of their chain.
+pub async fn start_with(config: Config, given: BTreeMap<String, Arc<dyn Source>>) -> anyhow::Result<Running> {
     let listen = config.http.listen;
     // First: a port that is taken is found before anything is begun. The recorder stands before what it records.
     let listener = match listen {
@@ -44,7 +52,8 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         None => None,
     };
     let metrics = listener.as_ref().map(|_| telemetry::metrics());
-    let router = router::start(config).await.map_err(|why| anyhow::anyhow!(why)).context("it did not start")?;
+    let router =
+        router::start_with(config, given).await.map_err(|why| anyhow::anyhow!(why)).context("it did not start")?;
     let http = match listener.zip(metrics) {
         Some((listener, metrics)) => {
             let at = listener.local_addr()?;

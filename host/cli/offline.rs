@@ -1,14 +1,24 @@
 //! Recorded blocks through one plugin, with the whole process in between: its journal is thrown away.
+//!
+//! A recording goes on when the plugin has seen what there is: it sees every branch, and the same recording always
+//! gives the same output, retractions among it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
+use alloy_primitives::B256;
 use anyhow::Context;
 use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
 
 use super::tail::{self, Tail};
 use super::{Trouble, artifact, host};
 use crate::config::{ChainConfig, Config, Finality, PluginConfig, Start};
-use crate::model::Delivery;
+use crate::journal::Journal;
+use crate::model::{Block, BlockRef, ChainId, Delivery, Wanted};
+use crate::source::recorded::Recorded;
+use crate::source::{Open, Range, ReadError, Source, Tag};
 
 pub struct Offline {
     pub blocks: Vec<PathBuf>,
@@ -22,9 +32,20 @@ pub struct Offline {
 pub async fn play(offline: Offline, mut each: impl FnMut(Delivery) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let folder = tempfile::Builder::new().prefix("chainweir-").tempdir().context("cannot make a temporary folder")?;
     let config = config(&offline, folder.path())?;
-    let running = host::start(config).await?;
+    let open = Open {
+        name: CHAIN.into(),
+        expect: None,
+        table: config.chains.get(CHAIN).map(|chain| chain.table.clone()).unwrap_or_default(),
+        base: config.base.clone(),
+    };
+    let recording = Recorded::open(open)
+        .await
+        .map_err(|error| Trouble::usage(error.to_string(), "'chainweir record' makes a recording"))?;
+    let stepped = Arc::new(Stepped::new(recording).await?);
+    let given = BTreeMap::from([(CHAIN.to_owned(), stepped.clone() as Arc<dyn Source>)]);
+    let running = host::start_with(config, given).await?;
     let progress = offline.progress.then(|| tokio::spawn(host::show_progress(running.handle.clone())));
-    let outcome = follow(&running, &mut each).await;
+    let outcome = follow(&running, &stepped, &mut each).await;
     if let Some(progress) = progress {
         progress.abort();
     }
@@ -32,7 +53,82 @@ pub async fn play(offline: Offline, mut each: impl FnMut(Delivery) -> anyhow::Re
     outcome
 }
 
-async fn follow(running: &host::Running, each: &mut impl FnMut(Delivery) -> anyhow::Result<()>) -> anyhow::Result<()> {
+const CHAIN: &str = "recorded";
+
+/// A recording whose next line comes when it is told to.
+struct Stepped {
+    recording: Recorded,
+    /// The head, once the follower may look at it; `None` while the next one comes.
+    head: Mutex<Option<BlockRef>>,
+    told: Semaphore,
+}
+
+impl Stepped {
+    async fn new(recording: Recorded) -> Result<Self, ReadError> {
+        let head = recording.head().await?;
+        Ok(Self { recording, head: Mutex::new(Some(head)), told: Semaphore::new(0) })
+    }
+
+    fn head_now(&self) -> std::sync::MutexGuard<'_, Option<BlockRef>> {
+        self.head.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Goes on where the plugin stands at the head.
+    fn go_on(&self, journal: &dyn Journal) -> anyhow::Result<()> {
+        let mut head = self.head_now();
+        let Some(at) = *head else { return Ok(()) };
+        if journal.consumers()?.iter().any(|consumer| consumer.cursor.is_some_and(|cursor| cursor.hash == at.hash)) {
+            *head = None;
+            self.told.add_permits(1);
+        }
+        Ok(())
+    }
+}
+
+#[async_trait::async_trait]
+impl Source for Stepped {
+    fn chain(&self) -> ChainId {
+        self.recording.chain()
+    }
+    async fn head(&self) -> Result<BlockRef, ReadError> {
+        self.recording.head().await
+    }
+    async fn tagged(&self, tag: Tag) -> Result<Option<BlockRef>, ReadError> {
+        self.recording.tagged(tag).await
+    }
+    async fn by_hash(&self, hash: B256) -> Result<BlockRef, ReadError> {
+        self.recording.by_hash(hash).await
+    }
+    async fn by_number(&self, number: u64) -> Result<BlockRef, ReadError> {
+        self.recording.by_number(number).await
+    }
+    async fn block(&self, at: &BlockRef, wanted: &Wanted) -> Result<Block, ReadError> {
+        self.recording.block(at, wanted).await
+    }
+    async fn range(&self, from: u64, to: u64, wanted: &Wanted) -> Result<Range, ReadError> {
+        self.recording.range(from, to, wanted).await
+    }
+    async fn changed(&self) {
+        // Nobody closes it.
+        if let Ok(permit) = self.told.acquire().await {
+            permit.forget();
+        }
+        self.recording.changed().await;
+        *self.head_now() = self.recording.head().await.ok();
+    }
+    fn first(&self) -> Option<u64> {
+        self.recording.first()
+    }
+    fn ended(&self) -> bool {
+        self.recording.ended()
+    }
+}
+
+async fn follow(
+    running: &host::Running,
+    stepped: &Stepped,
+    each: &mut impl FnMut(Delivery) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let handle = &running.handle;
     let (mut status, mut written) = (handle.status.clone(), handle.journal.tail());
     let mut tail = Tail::new(handle.journal.clone());
@@ -54,7 +150,7 @@ async fn follow(running: &host::Running, each: &mut impl FnMut(Delivery) -> anyh
             Some(Err(why)) => {
                 return Err(Trouble::new(why, "mend the plugin or the recording, and run it again").into());
             }
-            None => {}
+            None => stepped.go_on(&*handle.journal)?,
         }
         tokio::select! {
             changed = status.changed() => changed.context("the process stopped before the recording ended")?,
@@ -78,7 +174,7 @@ fn config(offline: &Offline, folder: &Path) -> anyhow::Result<Config> {
     std::fs::create_dir_all(&config.plugins.dir)?;
     std::fs::copy(&offline.wasm, config.plugins.dir.join(format!("{}.wasm", manifest.name)))?;
     let chain = ChainConfig {
-        name: "recorded".into(),
+        name: CHAIN.into(),
         source: "recorded".into(),
         chain_id: None,
         start: Start::Block(0),

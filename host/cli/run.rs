@@ -33,7 +33,7 @@ pub async fn run(args: Args) -> anyhow::Result<Exit> {
     let config = config(&args.file, &args.rpc, &args.plugins)?;
     host::log(&config.log)?;
     let plugins = config.plugins.dir.clone();
-    let running = tokio::select! {
+    let mut running = tokio::select! {
         running = host::start(config) => running?,
         () = signals.next() => return Ok(Exit::Done),
     };
@@ -43,17 +43,22 @@ pub async fn run(args: Args) -> anyhow::Result<Exit> {
         None => tracing::info!(%plugins, "running; nothing is served ([http] listen = \"off\")"),
     }
     tokio::spawn(host::show_progress(running.handle.clone()));
-    serve_until_signal(running, &mut signals).await
+    until_signal(&mut running, &mut signals).await?;
+    drain(running, &mut signals).await
 }
 
-/// Runs on until a signal, then drains; a second signal ends at once.
-pub async fn serve_until_signal(mut running: host::Running, signals: &mut host::Signals) -> anyhow::Result<Exit> {
+/// Runs on until a signal.
+pub async fn until_signal(running: &mut host::Running, signals: &mut host::Signals) -> anyhow::Result<()> {
     tokio::select! {
-        () = signals.next() => {}
+        () = signals.next() => Ok(()),
         why = running.stopped() => {
-            return Err(Trouble::new(why, "mend the cause and start it again: it goes on where it stopped").into());
+            Err(Trouble::new(why, "mend the cause and start it again: it goes on where it stopped").into())
         }
     }
+}
+
+/// Drains; a second signal ends at once.
+pub async fn drain(running: host::Running, signals: &mut host::Signals) -> anyhow::Result<Exit> {
     tracing::info!("draining; a second signal stops at once");
     tokio::select! {
         drained = running.drain(host::DRAIN) => drained?,

@@ -62,7 +62,7 @@ fn text(status: &Status) -> String {
     }
     say(format!("\n{}", columns(&rows).trim_end()));
     say(format!("\n{}", plugins(status).trim_end()));
-    for file in &status.refused_files {
+    for file in status.refused_alone() {
         say(format!("refused file {}: {}", file.file, file.why));
     }
     if !status.outputs.is_empty() {

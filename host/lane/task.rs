@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::FutureExt;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -133,7 +133,7 @@ impl Task {
         }
     }
 
-    pub async fn run(mut self, mut resume: mpsc::Receiver<()>, mut stop: watch::Receiver<bool>) {
+    pub async fn run(mut self, mut resume: mpsc::Receiver<()>, redo: Arc<Notify>, mut stop: watch::Receiver<bool>) {
         let mut tail = self.journal.tail();
         loop {
             if !self.stopping {
@@ -170,6 +170,7 @@ impl Task {
                 changed = tail.changed() => if changed.is_err() { return } else { self.look_again() },
                 Ok(()) = self.routed.changed(), if !self.stopping => self.routes_changed = true,
                 Some(()) = resume.recv() => self.resume(),
+                () = redo.notified() => self.redo_changed = true,
                 () = async { drop(stop.wait_for(|s| *s).await) }, if !self.stopping => {
                     self.stopping = true;
                     self.opened.abort_all();
@@ -783,11 +784,18 @@ impl Task {
             return;
         }
         let (journal, output) = (self.journal.clone(), self.settings.output.clone());
-        let positions: Vec<(TrackId, u64)> = self.tracks.iter().map(|(id, t)| (*id, t.position)).collect();
+        // What is not due yet waits for the head, not for the destination. Beyond a full window nobody has judged it.
+        let routed = || self.tracks.iter().filter(|(_, t)| !t.gone);
+        let mut backlog: u64 = routed().map(|(_, t)| t.waiting()).sum();
+        let unread: Vec<(TrackId, u64)> = routed().filter(|(_, t)| t.more).map(|(id, t)| (*id, t.read)).collect();
+        let unopened: Vec<TrackId> = self.opening.keys().filter(|id| !self.tracks.contains_key(id)).copied().collect();
         self.counting.spawn_blocking(move || {
-            let mut backlog = 0;
-            for (track, position) in positions {
-                backlog += journal.backlog(track, position)?;
+            for (track, read) in unread {
+                backlog += journal.backlog(track, read)?;
+            }
+            for track in unopened {
+                let position = journal.position(&output, track)?.unwrap_or(0);
+                backlog += journal.backlog(track, position)? + journal.parked(&output, track)?.len() as u64;
             }
             let dead = journal.dead(&DeadFilter { output: Some(output), ..DeadFilter::default() }, 0, 10_000)?;
             Ok((backlog, dead.len() as u64))

@@ -17,6 +17,14 @@ pub struct Status {
     pub outputs: Vec<OutputStatus>,
 }
 
+impl Status {
+    /// Refused files that no plugin stands beside: the others are shown with the plugin that goes on in their place.
+    pub fn refused_alone(&self) -> impl Iterator<Item = &RefusedFile> {
+        let shown = |file: &&RefusedFile| !self.plugins.iter().any(|p| p.refused.as_ref() == Some(*file));
+        self.refused_files.iter().filter(shown)
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct JournalStatus {
     pub path: String,

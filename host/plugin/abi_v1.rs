@@ -29,6 +29,12 @@ const START_DEADLINE_MS: u64 = 2_000;
 /// Beside the answer itself, for what else crosses in one call of the host.
 const CROSSING_BYTES: usize = 1 << 20;
 const DESCRIPTION_BYTES: usize = 4096;
+/// A manifest becomes tracks, places in the index and lines of `status`, which all plugins share.
+const STREAMS: usize = 256;
+const SCHEMA_BYTES: usize = 64 << 10;
+const SUBSCRIPTIONS: usize = 1024;
+/// Combinations of addresses and topics, of all subscriptions together.
+const CONDITIONS: usize = 200_000;
 
 /// Why a call did not do its work, named by what can be done about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -354,8 +360,15 @@ fn checked(said: processor::Manifest) -> Result<Manifest, String> {
             return Err(format!("a description is longer than {DESCRIPTION_BYTES} bytes"));
         }
     }
-    if said.streams.len() > usize::from(u16::MAX) {
-        return Err(format!("{} streams; at most {}", said.streams.len(), u16::MAX));
+    if said.streams.len() > STREAMS {
+        return Err(format!("{} streams; at most {STREAMS}", said.streams.len()));
+    }
+    if said.subscriptions.len() > SUBSCRIPTIONS {
+        return Err(format!("{} subscriptions; at most {SUBSCRIPTIONS}", said.subscriptions.len()));
+    }
+    let conditions = said.subscriptions.iter().map(conditions).fold(0, usize::saturating_add);
+    if conditions > CONDITIONS {
+        return Err(format!("{conditions} combinations of addresses and topics; at most {CONDITIONS}"));
     }
     let mut names = BTreeSet::new();
     let mut streams = Vec::with_capacity(said.streams.len());
@@ -366,6 +379,9 @@ fn checked(said: processor::Manifest) -> Result<Manifest, String> {
         }
         let schema = match stream.schema.as_str() {
             "" => None,
+            text if text.len() > SCHEMA_BYTES => {
+                return Err(format!("stream '{name}': its schema is longer than {SCHEMA_BYTES} bytes"));
+            }
             text => {
                 let value: serde_json::Value =
                     serde_json::from_str(text).map_err(|e| format!("stream '{name}': its schema is not JSON: {e}"))?;
@@ -391,6 +407,13 @@ fn checked(said: processor::Manifest) -> Result<Manifest, String> {
         subscriptions,
         streams,
     })
+}
+
+/// Places in the index that a subscription takes: one for each combination of what a log is filed under.
+fn conditions(s: &processor::Subscription) -> usize {
+    let lists = std::iter::once(s.addresses.len()).chain(s.topics.iter().map(Vec::len));
+    let of_logs = lists.fold(1, |all: usize, list| all.saturating_mul(list.max(1)));
+    of_logs.saturating_add(s.senders.len() + s.receivers.len())
 }
 
 fn subscription(said: processor::Subscription) -> Result<Subscription, String> {

@@ -152,6 +152,10 @@ pub enum StepError {
     /// The plugin asked for it, or the journal could not be read: the same step again later.
     #[error("{why}")]
     Again { why: String },
+    /// A call took longer than its deadline, and the step was to be quick: to be done again where there is time to
+    /// look for the event to blame.
+    #[error("{why}")]
+    Overrun { why: String },
     /// The plugin is at fault: it stops at its cursor and is tried again on the breaker's schedule. `event` is the one to blame, where
     /// splitting the batch found it.
     #[error("{why}")]

@@ -78,12 +78,33 @@ impl Worker {
         self.live.as_ref().map_or(0, Instance::memory_bytes)
     }
 
-    /// Blocks are given in chain order. Nothing of it is kept on an error.
+    /// Blocks are given in chain order. Nothing of it is kept on an error. A plugin that loops takes its time: up to
+    /// [`MAX_OVERRUNS`] deadlines.
     pub fn step(
         &mut self,
         chain: ChainId,
         blocks: &[BlockEvents<'_>],
         state: Box<dyn StateRead>,
+    ) -> Result<StepOutput, StepError> {
+        self.run(chain, blocks, state, false)
+    }
+
+    /// The same, but it ends with [`StepError::Overrun`] at the first call that takes longer than its deadline.
+    pub fn quick_step(
+        &mut self,
+        chain: ChainId,
+        blocks: &[BlockEvents<'_>],
+        state: Box<dyn StateRead>,
+    ) -> Result<StepOutput, StepError> {
+        self.run(chain, blocks, state, true)
+    }
+
+    fn run(
+        &mut self,
+        chain: ChainId,
+        blocks: &[BlockEvents<'_>],
+        state: Box<dyn StateRead>,
+        quick: bool,
     ) -> Result<StepOutput, StepError> {
         let items = items(blocks);
         if items.is_empty() {
@@ -101,6 +122,7 @@ impl Worker {
             ordinals: HashMap::default(),
             out: StepOutput::default(),
             overruns: 0,
+            quick,
         };
         let done = step.run();
         let Step { mut out, overlay, .. } = step;
@@ -147,6 +169,8 @@ struct Step<'w, 'b> {
     ordinals: HashMap<(usize, EventPosition, u16), u32, foldhash::fast::FixedState>,
     out: StepOutput,
     overruns: u32,
+    /// The first overrun ends the step.
+    quick: bool,
 }
 
 /// Whether a range of events went through without a fault.
@@ -210,6 +234,11 @@ impl Step<'_, '_> {
     /// The inner error is one that halving can find the cause of.
     fn attempt(&mut self, from: usize, to: usize, twice: bool) -> Result<Result<Went, String>, StepError> {
         let mut failed = self.call(from, to);
+        if self.quick
+            && let Err(CallError::Overrun(why)) = failed
+        {
+            return Err(StepError::Overrun { why });
+        }
         // A busy machine is not a deterministic error.
         if matches!(failed, Err(CallError::Overrun(_))) && twice && self.overruns < MAX_OVERRUNS {
             self.overruns += 1;
@@ -256,7 +285,8 @@ impl Step<'_, '_> {
             return Err(StepError::Fault { why, event: Some((at, position)) });
         }
         if self.out.poison.len() >= MAX_POISON {
-            let why = format!("more than {MAX_POISON} events of one step cannot be processed; the last: {why}");
+            let last = format!("{why}; at {} of {at}", shown(position));
+            let why = format!("more than {MAX_POISON} events of one step cannot be processed; the last: {last}");
             return Err(StepError::Fault { why, event: Some((at, position)) });
         }
         self.out.poison.push(Poison { block, position, why });
@@ -343,11 +373,10 @@ impl Step<'_, '_> {
         for verdict in &verdicts {
             match *verdict {
                 Verdict::Retry { event, message } => {
-                    let position = shown(self.names[event as usize].1);
-                    return Err(CallError::Again(format!(
-                        "the plugin asked to wait at {position}: {}",
-                        one_line(message, 1024)
-                    )));
+                    let (block, position) = self.names[event as usize];
+                    let (position, at) = (shown(position), self.blocks[block].at);
+                    let why = one_line(message, 1024);
+                    return Err(CallError::Again(format!("the plugin asked to wait at {position} of {at}: {why}")));
                 }
                 Verdict::Reject { event, message } => {
                     let (block, position) = self.names[event as usize];
@@ -511,8 +540,14 @@ mod tests {
     #[test]
     fn an_endless_loop_is_cut_and_its_event_found_in_bounded_time() {
         let limits = Limits { deadline_ms: 40, ..Limits::default() };
+        let mut quick = worker(r#"{"mode":"x","evil":"loop","at":[71]}"#, limits.clone(), OnPoison::Skip);
+        let blocks = Blocks::new(&[100], &[]);
+        match quick.quick_step(CHAIN, &blocks.events(), Box::new(MapState::default())) {
+            Err(StepError::Overrun { why }) => assert!(why.contains("deadline_ms = 40"), "{why}"),
+            other => panic!("a quick step looks for nobody: {other:?}"),
+        }
         let began = Instant::now();
-        let (why, event) = fault(r#"{"mode":"x","evil":"loop","at":[71]}"#, limits.clone(), &Blocks::new(&[100], &[]));
+        let (why, event) = fault(r#"{"mode":"x","evil":"loop","at":[71]}"#, limits.clone(), &blocks);
         assert_eq!(event, Some(EventPosition::Log(71)), "{why}");
         assert!(why.contains("deadline_ms = 40"), "{why}");
         // 13 overruns of 40 ms at the most; the rest is for a busy machine.

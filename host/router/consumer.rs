@@ -79,8 +79,9 @@ impl Router {
                 lane.backlog() >= self.config.journal.backlog_limit
                     && self.config.routes.iter().any(|r| r.to.contains(output) && r.from.plugin() == plugin)
             })
-            .map(|(output, _)| {
-                format!("output '{output}' has {} deliveries waiting", self.config.journal.backlog_limit)
+            .map(|(output, (lane, _))| {
+                let (waiting, most) = (lane.backlog(), self.config.journal.backlog_limit);
+                format!("output '{output}' has {waiting} deliveries waiting ([journal] backlog_limit = {most})")
             })
     }
 
@@ -96,14 +97,22 @@ impl Router {
         }
         let Some(plugin) = self.plugins.get_mut(plugin_name) else { return };
         let Some(consumer) = plugin.consumers.get_mut(chain_name) else { return };
-        if consumer.busy || consumer.stuck.is_some() || consumer.retry_at.is_some_and(|at| Instant::now() < at) {
+        if consumer.busy || consumer.stuck.is_some() {
             return;
         }
         let begun = consumer.begun;
         let next = if begun { Some(next(&consumer.place, path, chain.safe)) } else { None };
+        // Taking back needs nothing of a plugin that faulted, and whoever heard of an orphaned block waits for it.
+        let taking_back = consumer.faulted && next == Some(Next::Undo);
+        if consumer.retry_at.is_some_and(|at| Instant::now() < at) && !taking_back {
+            return;
+        }
         match next {
             Some(Next::Wait) => return,
             Some(Next::Live(_) | Next::Range { .. }) if full_output.is_some() => {
+                if let (Some(why), None) = (&full_output, &consumer.why) {
+                    tracing::warn!(plugin = %plugin_name, chain = chain_name, why, "pauses until there is room");
+                }
                 consumer.why = full_output;
                 return;
             }
@@ -119,7 +128,8 @@ impl Router {
             subscriber: consumer.subscriber,
             state_version: plugin.candidate.manifest.state_version,
             tracks: consumer.tracks.clone(),
-            processors: self.processors.clone(),
+            turns: self.turns.clone(),
+            suspect: consumer.faulted,
             safe: chain.safe,
             finalized: path.finalized().number,
         };
@@ -219,7 +229,7 @@ impl Router {
                 consumer.faulted = true;
                 consumer.retry_at = Some(Instant::now() + Duration::from_secs(gap));
                 telemetry::plugin_faults(&name).increment(1);
-                if plugin.probation > 0 && plugin.previous.is_some() {
+                if plugin.probation > 0 {
                     roll_back = Some(format!("it faulted in its first blocks: {why}"));
                 }
                 consumer.why = Some(why);

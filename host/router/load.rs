@@ -2,17 +2,19 @@
 //! holds, tried on recent blocks with state that is thrown away, written down. One async job beside the
 //! router's loop; nothing that runs is touched until it has ended well.
 
+use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
 use super::blocks::Blocks;
+use super::consumer::FULL_RETRY;
 use super::work::state_of;
 use crate::config::{Config, PluginConfig};
 use crate::index::Index;
-use crate::journal::{Consumer, Journal, TrackId, VersionWrite, Write};
-use crate::model::{ChainId, Manifest, StreamId};
+use crate::journal::{Consumer, Journal, JournalError, TrackId, VersionWrite, Write};
+use crate::model::{ChainId, Manifest, PluginName, StreamId};
 use crate::plugin::capabilities::{Capability, Grants};
 use crate::plugin::engine::{Compiled, Engine, LoadError};
 use crate::plugin::step::{Setup, Worker};
@@ -57,6 +59,8 @@ impl Candidate {
 pub struct Installed {
     pub candidate: Candidate,
     pub consumers: Vec<InstalledConsumer>,
+    /// The version that it replaces because that one is bad, and why.
+    pub instead_of: Option<(Digest, String)>,
 }
 
 pub struct InstalledConsumer {
@@ -78,7 +82,7 @@ pub struct ReadyChain {
 
 /// Why a file is not taken; `for_plugin` where that much could be told.
 pub struct Refusal {
-    pub for_plugin: Option<Manifest>,
+    pub for_plugin: Option<PluginName>,
     pub why: String,
     /// It was banned: what ran before it may run.
     pub banned: bool,
@@ -90,6 +94,8 @@ pub struct Load {
     pub journal: Arc<dyn Journal>,
     pub chains: Vec<ReadyChain>,
     pub file: PathBuf,
+    /// The plugin that this file provides now.
+    pub provides: Option<PluginName>,
     pub digest: Digest,
     pub bytes: Arc<[u8]>,
     /// A person said that it may take over the state of another version.
@@ -133,7 +139,8 @@ fn keep_version(journal: &Path, digest: &Digest, bytes: &[u8]) -> std::io::Resul
 
 impl Load {
     pub async fn run(self) -> Result<Installed, Refusal> {
-        let refuse = |why: String| Refusal { for_plugin: None, why, banned: false };
+        let provides = self.provides.clone();
+        let refuse = |why: String| Refusal { for_plugin: provides.clone(), why, banned: false };
         let this = Arc::new(self);
         let permit = this.compilers.acquire().await.map_err(|e| refuse(format!("loading ended: {e}")))?;
         let job = this.clone();
@@ -142,8 +149,14 @@ impl Load {
             .map_err(|e| refuse(format!("loading panicked: {e}")))?
             .map_err(refuse)?;
         drop(permit);
-        let manifest = candidate.manifest.clone();
-        let refuse = |why: String| Refusal { for_plugin: Some(manifest.clone()), why, banned: false };
+        let name = candidate.manifest.name.clone();
+        if let Some(other) = provides.as_ref().filter(|other| **other != name) {
+            return Err(refuse(format!(
+                "it calls itself '{name}', but this file provides '{other}': give it a file of its own; to replace \
+                 '{other}', remove the file first"
+            )));
+        }
+        let refuse = |why: String| Refusal { for_plugin: Some(name.clone()), why, banned: false };
 
         this.check_versions(&candidate).map_err(|(why, banned)| Refusal { banned, ..refuse(why) })?;
         let job = this.clone();
@@ -151,8 +164,12 @@ impl Load {
             .await
             .map_err(|e| refuse(format!("the trial panicked: {e}")))?
             .map_err(refuse)?;
-        keep_version(&this.config.journal.path, &candidate.digest, &this.bytes)
-            .map_err(|e| refuse(format!("cannot keep the version for a rollback: {e}")))?;
+        while let Err(error) = keep_version(&this.config.journal.path, &candidate.digest, &this.bytes) {
+            if !matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge) {
+                return Err(refuse(format!("cannot keep the version for a rollback: {error}")));
+            }
+            this.no_room(error.to_string()).await;
+        }
         this.install(candidate).await.map_err(refuse)
     }
 
@@ -234,6 +251,22 @@ impl Load {
         Ok(())
     }
 
+    /// A full disk says nothing against the file: it is taken when there is room.
+    async fn no_room(&self, why: String) {
+        tracing::warn!(file = %self.file.display(), why, "the plugin waits for room on the disk");
+        tokio::time::sleep(FULL_RETRY).await;
+    }
+
+    async fn commit(&self, write: Write) -> Result<i64, String> {
+        loop {
+            match self.journal.commit(write.clone()).await {
+                Ok(committed) => return Ok(committed.id),
+                Err(JournalError::Full { why }) => self.no_room(why).await,
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+    }
+
     async fn install(&self, candidate: Candidate) -> Result<Installed, String> {
         let name = &candidate.manifest.name;
         let mut consumers = Vec::new();
@@ -241,14 +274,13 @@ impl Load {
             if candidate.settings.chains.as_ref().is_some_and(|only| !only.contains(&chain.name)) {
                 continue;
             }
-            let commit = |write| async { self.journal.commit(write).await.map_err(|e| e.to_string()) };
             let state_version = candidate.manifest.state_version;
-            commit(Write::Consumer { plugin: name.clone(), chain: chain.id, state_version }).await?;
+            self.commit(Write::Consumer { plugin: name.clone(), chain: chain.id, state_version }).await?;
             let mut tracks = Vec::new();
             for spec in &candidate.manifest.streams {
                 let stream = StreamId { plugin: name.clone(), stream: spec.name.clone() };
                 let write = Write::Track { stream: stream.clone(), chain: chain.id, spec: spec.clone() };
-                tracks.push((TrackId(commit(write).await?.id), stream));
+                tracks.push((TrackId(self.commit(write).await?), stream));
             }
             let rows = self.journal.consumers().map_err(|e| e.to_string())?;
             let row = rows
@@ -258,7 +290,7 @@ impl Load {
             let worker = candidate.worker(chain.id).map_err(|e| e.to_string())?;
             consumers.push(InstalledConsumer { chain_name: chain.name.clone(), row, tracks, worker });
         }
-        let version = |write| async { self.journal.commit(Write::Version(write)).await.map_err(|e| e.to_string()) };
+        let version = |write| self.commit(Write::Version(write));
         version(VersionWrite::Running {
             plugin: name.clone(),
             digest: candidate.digest.0,
@@ -269,7 +301,7 @@ impl Load {
         if let Some((digest, why)) = &self.instead_of {
             version(VersionWrite::Banned { plugin: name.clone(), digest: digest.0, why: why.clone() }).await?;
         }
-        Ok(Installed { candidate, consumers })
+        Ok(Installed { candidate, consumers, instead_of: self.instead_of.clone() })
     }
 }
 

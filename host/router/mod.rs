@@ -21,6 +21,7 @@ mod next;
 mod payload;
 mod picture;
 mod plugins;
+mod turns;
 mod work;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -36,10 +37,11 @@ use self::follow::{Follow, News};
 use self::handle::{Answer, Command, Handle};
 use self::load::{Installed, ReadyChain, Refusal};
 use self::plugins::Plugin;
+use self::turns::Turns;
 use crate::chain::Follower;
 use crate::config::{ChainConfig, Config};
 use crate::journal::sqlite::SqliteJournal;
-use crate::journal::{Journal, LaneWrite, Write};
+use crate::journal::{DeadFilter, Journal, LaneWrite, Write};
 use crate::lane::{Lane, Routed, Settings};
 use crate::model::{BlockUpdate, ChainId, OutputName, PluginName, RefusedFile, Status};
 use crate::plugin::engine::Engine;
@@ -173,7 +175,7 @@ struct Router {
     /// The newest content of each file: what a load that took longer must not overtake.
     newest: HashMap<PathBuf, crate::plugin::Digest>,
     lanes: BTreeMap<OutputName, (Lane, watch::Sender<Arc<Vec<Routed>>>)>,
-    processors: Arc<Semaphore>,
+    turns: Arc<Turns>,
     compilers: Arc<Semaphore>,
     /// Files that are being loaded.
     loading: HashSet<PathBuf>,
@@ -234,7 +236,7 @@ impl Router {
             gone: HashMap::new(),
             newest: HashMap::new(),
             lanes: BTreeMap::new(),
-            processors: Arc::new(Semaphore::new(processors)),
+            turns: Arc::new(Turns::new(processors)),
             compilers: Arc::new(Semaphore::new(processors)),
             loading: HashSet::new(),
             connecting: JoinSet::new(),
@@ -539,7 +541,8 @@ impl Router {
             Command::Retry { plugin } => match self.plugins.get_mut(&plugin) {
                 Some(running) => {
                     for consumer in running.consumers.values_mut() {
-                        consumer.retry_at = None;
+                        // The schedule begins anew.
+                        (consumer.retry_at, consumer.failures) = (None, 0);
                         consumer.stuck = None;
                     }
                     Ok(format!("{plugin} tries again"))
@@ -547,20 +550,12 @@ impl Router {
                 None => Err(self.no_such_plugin(&plugin)),
             },
             Command::Dead { ids, again } => {
-                let (journal, resume) = (self.journal.clone(), self.lanes.values().map(|(l, _)| l.resumer()));
-                let resume: Vec<_> = resume.collect();
+                let journal = self.journal.clone();
+                let lanes: Vec<_> = self.lanes.values().map(|(lane, _)| lane.redo()).collect();
                 tokio::spawn(async move {
-                    let count = ids.len();
-                    let writes = ids.into_iter().map(|id| LaneWrite::Bury { id, again }).collect();
-                    let said = match journal.commit(Write::Lane(writes)).await {
-                        Ok(_) if again => Ok(format!("{count} dead letters go back to their lanes")),
-                        Ok(_) => Ok(format!("{count} dead letters were dropped")),
-                        Err(error) => Err(error.to_string()),
-                    };
-                    for lane in resume {
-                        lane.try_send(()).ok();
-                    }
-                    answer.send(said).ok();
+                    // Whoever asked may have gone.
+                    answer.send(bury(&*journal, ids, again).await).ok();
+                    lanes.iter().for_each(|lane| lane.notify_one());
                 });
                 return;
             }
@@ -644,4 +639,19 @@ impl Router {
         closed.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
         self.fatal.map_or(Ok(()), Err)
     }
+}
+
+/// Puts dead letters back into their lanes, or drops them: all that are named, or none.
+async fn bury(journal: &dyn Journal, ids: Vec<i64>, again: bool) -> Answer {
+    for id in &ids {
+        let filter = DeadFilter { id: Some(*id), ..DeadFilter::default() };
+        if journal.dead(&filter, 0, 1).map_err(|e| e.to_string())?.is_empty() {
+            return Err(format!("there is no dead letter {id}; nothing was done"));
+        }
+    }
+    let count = ids.len();
+    let writes = ids.into_iter().map(|id| LaneWrite::Bury { id, again }).collect();
+    journal.commit(Write::Lane(writes)).await.map_err(|e| e.to_string())?;
+    let letters = if count == 1 { "1 dead letter".to_owned() } else { format!("{count} dead letters") };
+    Ok(if again { format!("back in the lanes: {letters}") } else { format!("dropped: {letters}") })
 }

@@ -33,7 +33,7 @@ impl Router {
                     .iter()
                     .map(|(chain, consumer)| self.consumer(chain, consumer, full.as_deref(), now))
                     .collect(),
-                refused: plugin.refused.clone(),
+                refused: self.refused_files.get(&plugin.candidate.file).cloned(),
             }
         });
         let refused_files: Vec<RefusedFile> = self.refused_files.values().cloned().collect();

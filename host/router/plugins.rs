@@ -43,10 +43,8 @@ pub struct Plugin {
     pub pending: Option<Box<Installed>>,
     /// Its file is gone: it ends as soon as no step is under way.
     pub leaving: bool,
+    /// Steps in which a fault rolls it back.
     pub probation: u32,
-    /// What ran before, for an automatic rollback.
-    pub previous: Option<Digest>,
-    pub refused: Option<RefusedFile>,
 }
 
 impl Router {
@@ -81,6 +79,7 @@ impl Router {
             config: self.config.clone(),
             journal: self.journal.clone(),
             chains: self.ready_chains(),
+            provides: self.plugin_of(&file),
             file: file.clone(),
             digest,
             bytes,
@@ -110,32 +109,30 @@ impl Router {
             return;
         }
         let said = match result {
+            // Another version came while the one before was brought back: it is judged by itself.
+            Ok(installed) if self.is_late(&installed) => {
+                Err(format!("{} was replaced meanwhile; nothing was changed", installed.candidate.manifest.name))
+            }
             Ok(installed) => match self.clash(&file, &installed.candidate.manifest.name) {
                 Some(why) => {
                     self.refuse_file(file, digest.to_string(), why.clone());
                     Err(why)
                 }
                 None => {
-                    self.refused_files.remove(&file);
+                    // An older version that runs again does not make the file that is there a good one.
+                    if dropped || self.refused_files.get(&file).is_some_and(|r| r.digest == digest.to_string()) {
+                        self.refused_files.remove(&file);
+                    }
                     self.take(installed);
                     Ok(done)
                 }
             },
-            Err(Refusal { for_plugin, why, banned }) => {
-                let name = for_plugin.map(|m| m.name);
+            Err(Refusal { for_plugin: name, why, banned }) => {
                 let called = name.as_ref().map_or_else(|| file.display().to_string(), ToString::to_string);
                 telemetry::plugin_reloads(&called, ReloadOutcome::Refused).increment(1);
                 self.refuse_file(file.clone(), digest.to_string(), why.clone());
-                if let Some(name) = name {
-                    if let Some(plugin) = self.plugins.get_mut(&name) {
-                        plugin.refused = Some(RefusedFile {
-                            file: file.display().to_string(),
-                            digest: digest.to_string(),
-                            why: why.clone(),
-                        });
-                    } else if banned {
-                        self.load_last_good(&name, file);
-                    }
+                if let Some(name) = name.filter(|name| banned && !self.plugins.contains_key(name)) {
+                    self.load_last_good(&name, file);
                 }
                 if dropped {
                     // What runs instead was left out of new chains meanwhile.
@@ -148,6 +145,19 @@ impl Router {
             // Whoever asked may have gone.
             answer.send(said).ok();
         }
+    }
+
+    fn plugin_of(&self, file: &std::path::Path) -> Option<PluginName> {
+        self.plugins.iter().find(|(_, p)| p.candidate.file == file).map(|(name, _)| name.clone())
+    }
+
+    fn is_late(&self, installed: &Installed) -> bool {
+        let (Some((bad, _)), Some(plugin)) =
+            (&installed.instead_of, self.plugins.get(&installed.candidate.manifest.name))
+        else {
+            return false;
+        };
+        plugin.pending.is_some() || plugin.candidate.digest != *bad
     }
 
     /// Two files cannot provide one plugin.
@@ -193,8 +203,6 @@ impl Router {
                     pending: Some(Box::new(installed)),
                     leaving: false,
                     probation: 0,
-                    previous: None,
-                    refused: None,
                 };
                 self.plugins.insert(name.clone(), plugin);
                 self.swap_if_idle(&name);
@@ -215,12 +223,13 @@ impl Router {
             return self.replan();
         }
         let Some(installed) = plugin.pending.take() else { return };
-        let Installed { candidate, consumers } = *installed;
+        let Installed { candidate, consumers, instead_of } = *installed;
         let fresh = plugin.consumers.is_empty();
         let changed = plugin.candidate.digest != candidate.digest;
         if changed {
-            plugin.previous = Some(plugin.candidate.digest);
-            plugin.probation = PROBATION_STEPS;
+            // What did not work either is nothing to go back to.
+            let well = plugin.consumers.values().all(|c| !c.faulted && c.stuck.is_none());
+            plugin.probation = if well && instead_of.is_none() { PROBATION_STEPS } else { 0 };
         }
         if fresh || changed {
             let m = &candidate.manifest;
@@ -228,7 +237,15 @@ impl Router {
             telemetry::plugin_reloads(name.as_str(), ReloadOutcome::Loaded).increment(1);
         }
         plugin.candidate = candidate;
-        plugin.refused = None;
+        if let Some((bad, why)) = instead_of {
+            // Where the file is another by now, what is said of that one stands.
+            let file = plugin.candidate.file.clone();
+            self.refused_files.entry(file).or_insert_with_key(|file| RefusedFile {
+                file: file.display().to_string(),
+                digest: bad.to_string(),
+                why: format!("it was rolled back ({why}): it is not loaded again until it changes"),
+            });
+        }
         for new in consumers {
             let tracks = Arc::new(new.tracks);
             match plugin.consumers.get_mut(&new.chain_name) {
@@ -236,7 +253,7 @@ impl Router {
                     consumer.tracks = tracks;
                     if changed {
                         consumer.worker = Some(new.worker);
-                        (consumer.failures, consumer.retry_at, consumer.why) = (0, None, None);
+                        (consumer.failures, consumer.retry_at, consumer.stuck) = (0, None, None);
                     }
                 }
                 None => {
@@ -349,8 +366,7 @@ impl Router {
             .collect();
         for path in gone {
             self.gone.remove(&path);
-            let name = self.plugins.iter().find(|(_, p)| p.candidate.file == path).map(|(name, _)| name.clone());
-            if let Some(name) = name {
+            if let Some(name) = self.plugin_of(&path) {
                 if let Some(plugin) = self.plugins.get_mut(&name) {
                     plugin.leaving = true;
                 }

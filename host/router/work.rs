@@ -4,11 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::TryFutureExt;
-use tokio::sync::Semaphore;
-
 use super::blocks::{Blocks, Plan};
 use super::payload;
+use super::turns::{Class, Turns};
 use crate::chain::Follower;
 use crate::config::Start;
 use crate::index::{Matched, SubscriberId};
@@ -17,6 +15,7 @@ use crate::model::{BlockRef, ChainId, ContentType, EmissionId, EventPosition, St
 use crate::plugin::step::Worker;
 use crate::plugin::{BlockEvents, StateRead, StepError, StepOutput};
 use crate::source::{ReadError, Source};
+use futures::TryFutureExt;
 
 /// Final blocks asked for in one step; the source answers with fewer where there is much in them.
 const RANGE_BLOCKS: u64 = 2_000;
@@ -34,8 +33,9 @@ pub struct Desk {
     pub state_version: u32,
     /// In the order of the manifest's streams.
     pub tracks: Arc<Vec<(TrackId, StreamId)>>,
-    /// Wasm runs on as many threads as there are processors.
-    pub processors: Arc<Semaphore>,
+    pub turns: Arc<Turns>,
+    /// Its last step faulted.
+    pub suspect: bool,
     /// As the path has them.
     pub safe: u64,
     pub finalized: u64,
@@ -102,10 +102,7 @@ impl From<StepError> for Failed {
     fn from(error: StepError) -> Self {
         match error {
             StepError::Again { why } => Self::Again { why, after: None },
-            StepError::Fault { why, event: None } => Self::Fault { why },
-            StepError::Fault { why, event: Some((block, position)) } => {
-                Self::Fault { why: format!("{why} (at {position:?} of {block})") }
-            }
+            StepError::Overrun { why } | StepError::Fault { why, .. } => Self::Fault { why },
         }
     }
 }
@@ -141,7 +138,7 @@ async fn first_at(desk: &Desk, time: u64, first: u64, tip: BlockRef) -> Result<u
 
 /// Moves the cursor, or only the marks, with no events.
 pub async fn mark(desk: &Desk, from: Option<BlockRef>, cursor: BlockRef) -> Result<Done, Failed> {
-    commit(desk, from, cursor, false, StepOutput::default(), vec![]).await?;
+    commit(desk, from, cursor, false, StepOutput::default(), vec![], vec![]).await?;
     Ok(Done { cursor: Some(cursor), ..Done::default() })
 }
 
@@ -192,33 +189,35 @@ async fn step(
     let matched: Vec<Arc<Matched>> = matched.into_iter().filter(|m| has_events(m)).collect();
     let events: u64 =
         matched.iter().map(|m| m.events(subscriber).count() as u64 + u64::from(m.wants_block(subscriber))).sum();
-    let mut output = StepOutput::default();
+    let (mut output, mut entries) = (StepOutput::default(), Vec::new());
     if events > 0 {
-        let Some(mut working) = worker.take() else {
-            return Err(Failed::Halt { why: "a step began without a worker".into() });
+        let mut class = match (desk.suspect, undo) {
+            (true, _) => Class::Suspect,
+            (false, true) => Class::Live,
+            (false, false) => Class::Range,
         };
-        let state = State { journal: desk.journal.clone(), consumer: desk.consumer };
-        let (chain, matched) = (desk.chain, matched.clone());
-        let _permit = desk.processors.acquire().await.map_err(|e| Failed::Halt { why: e.to_string() })?;
-        let (working, stepped) = tokio::task::spawn_blocking(move || {
-            let blocks: Vec<BlockEvents<'_>> = matched
-                .iter()
-                .map(|m| BlockEvents {
-                    at: m.at,
-                    block_record: m.block_record(),
-                    block_subscribed: m.wants_block(subscriber),
-                    events: m.events(subscriber).collect(),
-                })
-                .collect();
-            let stepped = working.step(chain, &blocks, Box::new(state));
-            (working, stepped)
-        })
-        .await
-        .map_err(|e| Failed::Again { why: format!("the worker panicked: {e}"), after: None })?;
-        *worker = Some(working);
-        output = stepped?;
+        let stepped = loop {
+            let Some(mut working) = worker.take() else {
+                return Err(Failed::Halt { why: "a step began without a worker".into() });
+            };
+            let (own, matched) = (desk.clone(), matched.clone());
+            let work = move || {
+                let stepped = call(&own, &mut working, &matched, class);
+                // Here, since a flood of them is work as well.
+                let named = stepped.map(|output| (name_emissions(&own, &output, &matched), output));
+                (working, named)
+            };
+            let panicked = |e| Failed::Again { why: format!("the worker panicked: {e}"), after: None };
+            let (working, stepped) = desk.turns.run(class, work).await.map_err(panicked)?;
+            *worker = Some(working);
+            match stepped {
+                Err(StepError::Overrun { .. }) if class != Class::Suspect => class = Class::Suspect,
+                other => break other?,
+            }
+        };
+        (entries, output) = (stepped.0?, stepped.1);
     }
-    let mut done = Done {
+    let done = Done {
         cursor: Some(cursor),
         // A live block may be orphaned and overtaken by finality before the consumer's next turn.
         verified: !undo,
@@ -229,9 +228,27 @@ async fn step(
         poison: output.poison.len() as u64,
         ..Done::default()
     };
-    commit(desk, from, cursor, undo, output, matched).await?;
-    done.retracted = 0;
+    commit(desk, from, cursor, undo, output, entries, matched).await?;
     Ok(done)
+}
+
+/// Who may keep others waiting calls once; a suspect is searched for the event to blame.
+fn call(desk: &Desk, worker: &mut Worker, matched: &[Arc<Matched>], class: Class) -> Result<StepOutput, StepError> {
+    let subscriber = desk.subscriber;
+    let blocks: Vec<BlockEvents<'_>> = matched
+        .iter()
+        .map(|m| BlockEvents {
+            at: m.at,
+            block_record: m.block_record(),
+            block_subscribed: m.wants_block(subscriber),
+            events: m.events(subscriber).collect(),
+        })
+        .collect();
+    let state = state_of(desk.journal.clone(), desk.consumer);
+    match class {
+        Class::Suspect => worker.step(desk.chain, &blocks, state),
+        Class::Live | Class::Range => worker.quick_step(desk.chain, &blocks, state),
+    }
 }
 
 async fn commit(
@@ -240,9 +257,9 @@ async fn commit(
     cursor: BlockRef,
     undo: bool,
     output: StepOutput,
+    entries: Vec<NewEntry>,
     matched: Vec<Arc<Matched>>,
 ) -> Result<(), Failed> {
-    let entries = name_emissions(desk, &output, &matched)?;
     let poison = output
         .poison
         .into_iter()

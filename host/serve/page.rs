@@ -114,7 +114,7 @@ fn page(html: &mut String, status: &Status, streams: &[StreamInfo]) -> fmt::Resu
             write!(html, "<td>{block}<td>{lag}<td>{}<td>{}<td>{}", at.events, at.emissions, at.faults)?;
         }
     }
-    for refused in &status.refused_files {
+    for refused in status.refused_alone() {
         let (file, why) = (Text(&refused.file), Text(&refused.why));
         write!(html, "<tr><td>{file}<td colspan=7 class=bad>not running: {why}")?;
     }

@@ -604,7 +604,7 @@ async fn hostile_names_stay_text_on_the_page() {
             refused: Some(refused.clone()),
             ..Default::default()
         }],
-        refused_files: vec![refused],
+        refused_files: vec![RefusedFile { digest: "of another content".into(), ..refused }],
         outputs: vec![OutputStatus {
             name: hostile(),
             kind: hostile(),

@@ -5,6 +5,7 @@
 
 pub mod anvil;
 pub mod belt;
+pub mod builds;
 pub mod chain;
 pub mod fake_node;
 pub mod guests;

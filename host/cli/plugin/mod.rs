@@ -50,7 +50,7 @@ pub async fn run(command: Command) -> anyhow::Result<Exit> {
         Command::List { at } => {
             let status: Status = at.client()?.get("/status").await?;
             print!("{}", status::plugins(&status));
-            for file in &status.refused_files {
+            for file in status.refused_alone() {
                 println!("refused file {}: {}", file.file, file.why);
             }
             Ok(Exit::Done)

@@ -2,6 +2,8 @@
 //!
 //! `mode` is what it does with every event, `evil` what it does wrong, `at` the events (by the u32 at byte 8 of
 //! their record: log index, transaction index, low half of a block number) at which it does it; without `at`, always.
+//! `name`, `version` and `state_version` (as texts) are what it says of itself. A test that needs many builds writes
+//! such a configuration into [`SLOT`] in the .wasm: it then stands in for the one that the host gives.
 //! Written against the bytes of sdk/ABI.md, not against the SDK, so that each checks the other.
 
 wit_bindgen::generate!({ path: "../../../sdk/wit", world: "plugin" });
@@ -12,10 +14,33 @@ use exports::chainweir::plugin::processor::{EventKind, Fault, Guest, Manifest, S
 struct Hostile;
 export!(Hostile);
 
+const SLOT_BYTES: usize = 512;
+/// Found in the .wasm by its beginning; `harness::guests::build` writes behind it.
+#[used]
+static SLOT: [u8; SLOT_BYTES] = {
+    let mut slot = [b' '; SLOT_BYTES];
+    let mark = b"hostile slot:";
+    let mut at = 0;
+    while at < mark.len() {
+        slot[at] = mark[at];
+        at += 1;
+    }
+    slot
+};
+
+fn slot() -> String {
+    // What stands there is not what the compiler saw.
+    let slot = unsafe { std::ptr::read_volatile(&raw const SLOT) };
+    String::from_utf8_lossy(&slot[b"hostile slot:".len()..]).trim().to_string()
+}
+
 /// The topic that mode "filter" lets pass: 32 times 0xdd.
 const TOPIC: [u8; 32] = [0xdd; 32];
 
 struct Settings {
+    name: String,
+    version: String,
+    state_version: u32,
     mode: String,
     evil: String,
     at: Option<Vec<u32>>,
@@ -23,7 +48,7 @@ struct Settings {
 
 /// Enough of JSON for a configuration written by ourselves, without spaces.
 fn settings() -> Settings {
-    let json = config::get();
+    let json = Some(slot()).filter(|slot| !slot.is_empty()).unwrap_or_else(config::get);
     let text = |key: &str| {
         let from = json.find(&format!("\"{key}\":\""))? + key.len() + 4;
         Some(json[from..].split('"').next()?.to_string())
@@ -32,7 +57,14 @@ fn settings() -> Settings {
         let list = json[from + 6..].split(']').next().unwrap_or("");
         list.split(',').filter_map(|n| n.trim().parse().ok()).collect()
     });
-    Settings { mode: text("mode").unwrap_or_default(), evil: text("evil").unwrap_or_default(), at }
+    Settings {
+        name: text("name").unwrap_or("hostile".into()),
+        version: text("version").unwrap_or("0.1.0".into()),
+        state_version: text("state_version").and_then(|v| v.parse().ok()).unwrap_or(1),
+        mode: text("mode").unwrap_or_default(),
+        evil: text("evil").unwrap_or_default(),
+        at,
+    }
 }
 
 fn cached() -> &'static Settings {
@@ -46,6 +78,9 @@ fn cached() -> &'static Settings {
 fn u32_at(b: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]])
 }
+
+/// Ids above it are of blocks: tests that count on it begin at a higher block.
+const SMALL: u32 = 500;
 
 struct Answer {
     bytes: Vec<u8>,
@@ -150,6 +185,16 @@ fn evil(what: &str, event: u32, id: u32, answer: &mut Answer) -> Option<Result<V
             let keys = vec![b"big".to_vec(); 10_000];
             std::hint::black_box(state::get_many(&keys));
         }
+        // As much as is allowed, so that nothing stops it.
+        "much-emitted" if id > SMALL => (0..90_000).for_each(|_| answer.emit(event, 0, "", b"1")),
+        "much-kept" if id > SMALL => {
+            for chunk in 0..30u64 {
+                let key = |n: u64| (chunk * 10_000 + n).to_be_bytes().to_vec();
+                let entries: Vec<_> = (0..10_000).map(|n| (key(n), id.to_le_bytes().repeat(2))).collect();
+                state::set_many(&entries);
+            }
+        }
+        "much-emitted" | "much-kept" => {}
         "leak" => std::mem::forget(std::hint::black_box(vec![1u8; 1 << 20])),
         other => panic!("no such evil: {other}"),
     }
@@ -177,10 +222,10 @@ impl Guest for Hostile {
             success: None,
         };
         let mut manifest = Manifest {
-            name: "hostile".into(),
-            version: "0.1.0".into(),
+            name: settings.name.clone(),
+            version: settings.version.clone(),
             description: "does what it is told".into(),
-            state_version: 1,
+            state_version: settings.state_version,
             batch_layout: 1,
             subscriptions: vec![all(EventKind::Block), all(EventKind::Transaction), all(EventKind::Log)],
             streams: vec![stream("one"), stream("two")],
@@ -193,6 +238,13 @@ impl Guest for Hostile {
             "bad-address" => manifest.subscriptions[2].addresses.push(vec![0; 19]),
             "bad-topic" => manifest.subscriptions[2].topics.push(vec![vec![0; 31]]),
             "five-topics" => manifest.subscriptions[2].topics = vec![vec![]; 5],
+            "many-streams" => manifest.streams = (0..60_000).map(|n| stream(&format!("s{n}"))).collect(),
+            "many-subscriptions" => manifest.subscriptions = (0..60_000).map(|_| all(EventKind::Log)).collect(),
+            "many-addresses" => {
+                manifest.subscriptions[2].addresses =
+                    (0..250_000u32).map(|n| [n; 5].map(u32::to_le_bytes).concat()).collect();
+            }
+            "long-schema" => manifest.streams[0].schema = format!("{{\"title\":\"{}\"}}", "x".repeat(1 << 20)),
             "wrong-kind" => manifest.subscriptions[1].addresses.push(vec![0; 20]),
             _ => {}
         }
