@@ -122,6 +122,11 @@ impl BatchBuilder {
     pub fn records(&self) -> u32 {
         self.records
     }
+    /// Gives back what is beyond `keep` bytes of room.
+    pub fn trim(&mut self, keep: usize) {
+        self.bytes.clear();
+        self.bytes.shrink_to(keep);
+    }
     pub fn finish(&mut self) -> &[u8] {
         self.bytes[16..20].copy_from_slice(&self.records.to_le_bytes());
         &self.bytes
