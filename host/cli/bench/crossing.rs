@@ -74,7 +74,6 @@ pub fn measure(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
         let bytes = batch.finish().to_vec();
         let mut copy = vec![0u8; bytes.len()];
         let count = events as usize;
-        let count = events as usize;
         let step = || {
             let positions = records.iter().enumerate().map(|(i, r)| (EventPosition::Log(i as u32), r.as_slice()));
             let block = BlockEvents {

@@ -19,6 +19,8 @@ use crate::source::{Range, ReadError, Source, Tag};
 
 /// `tests/guests/filter`, built.
 pub const FILTER: &[u8] = include_bytes!("filter.wasm");
+/// Recorded on a chain of our own: some 300 blocks, with reorgs.
+pub const RECORDING: &[u8] = include_bytes!("../../../examples/quickstart/chain.ndjson.gz");
 pub const CHAIN: ChainId = ChainId(31_337);
 /// `keccak256("Transfer(address,address,uint256)")`
 pub const TRANSFER: B256 = b256!("ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef");
