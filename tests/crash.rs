@@ -41,6 +41,53 @@ async fn killed_at_any_moment_it_loses_and_doubles_nothing() {
     println!("{repeats} webhooks came again, each with its id");
 }
 
+/// Its receiver stumbles, its servers die too, and it may die while it begins.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_while_its_destinations_fail_it_loses_and_doubles_nothing() {
+    let Some(mut belt) = Belt::new(seed(), Via::WebSocket).await else { return };
+    belt.load(10, false).await;
+    for kill in 0..times(24, 150) {
+        let answers: Vec<Answer> = (0..60)
+            .map(|_| match belt.town.below(20) {
+                0 => Answer::Status(503),
+                1 => Answer::Status(500),
+                2 => Answer::Full(429, vec![("Retry-After", "1".into())], vec![]),
+                3 => Answer::Close,
+                4 => Answer::Hang,
+                5..8 => Answer::Slow(Duration::from_millis(30), 200),
+                _ => Answer::Status(204),
+            })
+            .collect();
+        belt.receiver.drop_script();
+        belt.receiver.script(answers);
+        let life = Duration::from_millis(belt.town.below(1_000));
+        let process = belt.begin();
+        let killed = tokio::spawn(async move {
+            tokio::time::sleep(life).await;
+            process.kill();
+        });
+        while !killed.is_finished() {
+            belt.load(1, true).await;
+            match belt.town.below(12) {
+                0 => belt.nats.restart().await,
+                1 => belt.postgres.restart().await,
+                _ => {}
+            }
+        }
+        if kill % 12 == 11 {
+            belt.receiver.drop_script();
+            belt.start().await;
+            // The gaps between attempts are meant for hours: a person says that all is well.
+            for output in ["hook", "rows", "queue"] {
+                let (ok, said) = belt.running().cli(&["resume", output]);
+                assert!(ok, "{said}");
+            }
+            belt.check().await;
+            belt.kill();
+        }
+    }
+}
+
 /// Signals while everything hangs: in time, with the right code, and nothing is lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_signal_ends_it_in_time_whatever_hangs() {
