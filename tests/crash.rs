@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use serde_json::json;
+
 use crate::harness::belt::{Belt, Via, seed, times};
 use crate::harness::receiver::Answer;
 use crate::harness::{guests, until};
@@ -78,10 +80,15 @@ async fn killed_while_its_destinations_fail_it_loses_and_doubles_nothing() {
             belt.receiver.drop_script();
             belt.start().await;
             // The gaps between attempts are meant for hours: a person says that all is well.
-            for output in ["hook", "rows", "queue"] {
-                let (ok, said) = belt.running().cli(&["resume", output]);
-                assert!(ok, "{said}");
-            }
+            until("nothing to wait any more", || async {
+                for output in ["hook", "rows", "queue"] {
+                    let (code, said) = belt.running().post(&format!("/outputs/{output}/resume"), &json!({})).await;
+                    assert_eq!(code, 200, "{said}");
+                }
+                let status = belt.running().status().await?;
+                status["outputs"].as_array()?.iter().all(|output| output["parked"] == json!(0)).then_some(())
+            })
+            .await;
             belt.check().await;
             belt.kill();
         }
