@@ -43,7 +43,7 @@ async fn killed_at_any_moment_it_loses_and_doubles_nothing() {
     println!("{repeats} webhooks came again, each with its id");
 }
 
-/// Its receiver stumbles, its servers die too, and it may die while it begins.
+/// Its receiver stumbles, its servers die too, it may die while it begins, and now and then it is asked to end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_while_its_destinations_fail_it_loses_and_doubles_nothing() {
     let Some(mut belt) = Belt::new(seed(), Via::WebSocket).await else { return };
@@ -63,12 +63,18 @@ async fn killed_while_its_destinations_fail_it_loses_and_doubles_nothing() {
         belt.receiver.drop_script();
         belt.receiver.script(answers);
         let life = Duration::from_millis(belt.town.below(1_000));
-        let process = belt.begin();
-        let killed = tokio::spawn(async move {
+        let (process, orderly) = (belt.begin(), belt.town.below(6) == 0);
+        let ended = tokio::spawn(async move {
             tokio::time::sleep(life).await;
-            process.kill();
+            if !orderly {
+                return process.kill();
+            }
+            let (status, took) = process.terminate().await;
+            // Without a code: the signal came before the program did.
+            assert!(matches!(status.code(), Some(0) | None), "{status}");
+            assert!(took < Duration::from_secs(10), "{took:?}");
         });
-        while !killed.is_finished() {
+        while !ended.is_finished() {
             belt.load(1, true).await;
             match belt.town.below(12) {
                 0 => belt.nats.restart().await,
@@ -76,6 +82,7 @@ async fn killed_while_its_destinations_fail_it_loses_and_doubles_nothing() {
                 _ => {}
             }
         }
+        ended.await.expect("it ended as it should");
         if kill % 12 == 11 {
             belt.receiver.drop_script();
             belt.start().await;
