@@ -73,11 +73,12 @@ impl Stepped {
         self.head.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Goes on where the plugin stands at the head.
+    /// Goes on where the plugin stands at the head; or above it: a branch says nothing until it is as high.
     fn go_on(&self, journal: &dyn Journal) -> anyhow::Result<()> {
         let mut head = self.head_now();
         let Some(at) = *head else { return Ok(()) };
-        if journal.consumers()?.iter().any(|consumer| consumer.cursor.is_some_and(|cursor| cursor.hash == at.hash)) {
+        let seen = |cursor: BlockRef| cursor.hash == at.hash || cursor.number > at.number;
+        if journal.consumers()?.iter().any(|consumer| consumer.cursor.is_some_and(seen)) {
             *head = None;
             self.told.add_permits(1);
         }
