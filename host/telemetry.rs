@@ -29,10 +29,15 @@ pub fn init(config: &LogConfig) -> Result<(), String> {
         Ok(_) | Err(std::env::VarError::NotPresent) => ("[log] level", config.level.clone()),
         Err(std::env::VarError::NotUnicode(_)) => return Err("the environment variable RUST_LOG is not UTF-8".into()),
     };
-    let filter = EnvFilter::try_new(&filter).map_err(|e| {
+    // What these say of a connection that is cut is said by the source, once and with the provider's name.
+    let quiet = if filter.contains("alloy") { "" } else { ",alloy_pubsub=off,alloy_transport_ws=off" };
+    let parsed = EnvFilter::try_new(format!("{filter}{quiet}"));
+    let filter = parsed.map_err(|e| {
         format!("{from} = \"{filter}\" is not a log filter ({e}); write for example info or chainweir=debug,info")
     })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A log that cannot be written (its disk is full, its reader is gone) is lost; saying so on stderr would panic.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     match config.format {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
@@ -254,7 +259,8 @@ pub fn retractions(plugin: &PluginName) -> Counter {
 pub fn deliveries(output: &OutputName, outcome: DeliveryOutcome) -> Counter {
     counter!(DELIVERIES, "output" => output.to_string(), "outcome" => outcome.as_str())
 }
-pub fn plugin_reloads(plugin: &PluginName, outcome: ReloadOutcome) -> Counter {
+/// By the plugin's name, or its file's where it has not told its name.
+pub fn plugin_reloads(plugin: &str, outcome: ReloadOutcome) -> Counter {
     counter!(PLUGIN_RELOADS, "plugin" => plugin.to_string(), "outcome" => outcome.as_str())
 }
 /// Counts a reorg and how many blocks it took away.
@@ -319,7 +325,7 @@ mod tests {
         emissions(&plugin()).increment(1);
         retractions(&plugin()).increment(1);
         deliveries(&output(), DeliveryOutcome::Dead).increment(1);
-        plugin_reloads(&plugin(), ReloadOutcome::RolledBack).increment(1);
+        plugin_reloads(plugin().as_str(), ReloadOutcome::RolledBack).increment(1);
         reorg(chain, 7);
         source_errors(chain, SourceErrorKind::False).increment(1);
         journal_commit_seconds().record(0.002);

@@ -41,7 +41,20 @@ fn help_names_every_command_and_exit_code() {
     let dir = folder();
     let (code, out, _) = run(dir.path(), &["--help"]);
     assert_eq!(code, 0);
-    for word in ["run", "dev", "check", "plugin", "record", "replay", "dead", "status", "Exit codes:", "130"] {
+    for word in [
+        "run",
+        "dev",
+        "check",
+        "plugin",
+        "record",
+        "replay",
+        "dead",
+        "status",
+        "resume",
+        "accept-reorg",
+        "Exit codes:",
+        "130",
+    ] {
         assert!(out.contains(word), "{word} is missing in:\n{out}");
     }
     for (args, words) in [
@@ -211,6 +224,8 @@ fn where_nothing_runs_commands_say_so_and_how_to_start() {
         &["dead", "list"],
         &["dead", "retry", "1"],
         &["dead", "drop", "--all"],
+        &["resume", "orders"],
+        &["accept-reorg", "mainnet"],
     ] {
         let args: Vec<&str> = args.iter().copied().chain(["--url", &url]).collect();
         let (code, out, err) = run(dir.path(), &args);

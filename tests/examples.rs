@@ -1,5 +1,6 @@
-//! The receivers of examples/deposits-to-webhook keep a right ledger: each is started as its README says, and told
-//! good, forged, repeated, stale and taken back events.
+//! Every example is run. The receivers of examples/deposits-to-webhook are started as its README says, and keep a right
+//! ledger: told good, forged, repeated, stale and taken back events one by one, then by the real program from a real
+//! chain with reorgs. (examples/quickstart is run in `dev.rs`.)
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
@@ -8,6 +9,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
+
+use crate::harness::anvil::Anvil;
+use crate::harness::chain::{Chain, Town, Transfer};
+use crate::harness::postgres::Postgres;
+use crate::harness::process::Process;
+use crate::harness::{guests, until};
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo=";
 const SHOP: &str = "0x14dc79964da2c08b23698b3d3cc7ca32193d9955";
@@ -206,4 +213,131 @@ async fn told_everything(program: &str, args: &[&str], port: Option<u16>) {
 
     let got = receiver.http.get(&receiver.url).send().await.expect("an answer").status();
     assert!(!got.is_success(), "a GET is no delivery");
+}
+
+/// The example's own configuration, with the ports of this test.
+fn example(name: &str, ports: &[(&str, &str)]) -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name).join("chainweir.toml");
+    let mut text = std::fs::read_to_string(file).expect("the example has a configuration");
+    for (theirs, ours) in ports {
+        assert!(text.contains(theirs), "{name} does not name {theirs}");
+        text = text.replace(theirs, ours);
+    }
+    text
+}
+
+/// A folder with the plugin that both examples use.
+fn folder_with_plugin() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    std::fs::create_dir(folder.path().join("plugins")).expect("a folder");
+    let wasm = folder.path().join("plugins/erc20_transfers.wasm");
+    std::fs::copy(guests::wasm("erc20-transfers"), wasm).expect("the plugin was built");
+    folder
+}
+
+/// Deposits as the chain has them, three blocks deep.
+async fn deposits(chain: &Chain) -> Vec<(String, String)> {
+    let head = chain.head().await;
+    let shop: alloy_primitives::Address = SHOP.parse().expect("an address");
+    let mine = |t: &Transfer| t.to == shop;
+    let all = chain.transfers(0..=head - 2).await.into_iter().filter(mine);
+    let mut all: Vec<_> = all.map(|t| (t.tx.to_string(), t.value.to_string())).collect();
+    all.sort();
+    all
+}
+
+async fn deposits_arrive(program: &str, args: &[&str], port: Option<u16>) {
+    let folder = folder_with_plugin();
+    std::fs::create_dir(folder.path().join("data")).expect("a folder");
+    let Some(receiver) = Receiver::start(program, args, port, folder.path()).await else { return };
+    let Some(anvil) = Anvil::start(&["--no-mining"]) else { return };
+    let chain = Chain::connect(&anvil.http()).await;
+    let mut town = Town::found(&chain, 11).await;
+    let config = example(
+        "deposits-to-webhook",
+        &[("ws://127.0.0.1:8545", &anvil.ws()), ("http://127.0.0.1:8000/", &receiver.url)],
+    );
+    let process = Process::start_with(folder.path(), &config, &[("HOOK_SECRET", SECRET)]).await;
+    // It begins at the head: what is deposited from now on counts.
+    until("the plugin to stand at the head", || async {
+        let status = process.status().await?;
+        status["plugins"][0]["chains"][0]["cursor"]["number"].as_u64().filter(|at| *at == 2)
+    })
+    .await;
+    let before = deposits(&chain).await.len();
+    for round in 0..6 {
+        for _ in 0..4 {
+            town.block(&chain, 6).await;
+        }
+        town.reorg(&chain, 1 + round % 4, 3).await;
+    }
+    chain.mine(3).await;
+    let expected = deposits(&chain).await;
+    assert!(expected.len() > before, "nobody paid the shop");
+    until("the ledger to be the chain's", || async {
+        let text = std::fs::read_to_string(&receiver.ledger).ok()?;
+        let ledger: Value = serde_json::from_str(&text).ok()?;
+        let entry = |d: &Value| Some((d["tx"].as_str()?.to_owned(), d["value"].as_str()?.to_owned()));
+        // PHP writes an empty map as a list.
+        let mut found: Vec<_> =
+            ledger["deposits"].as_object()?.values().map(|d| entry(d).expect("a deposit")).collect();
+        found.sort();
+        // The mint that founded the town came before the plugin's start.
+        let counted: Vec<_> = expected.iter().filter(|d| d.1 != "1000000").cloned().collect();
+        (found == counted).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deposits_arrive_at_php() {
+    let port = free_port();
+    deposits_arrive("php", &["-S", &format!("127.0.0.1:{port}"), "receiver.php"], Some(port)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deposits_arrive_at_nodejs() {
+    deposits_arrive("node", &["receiver.mjs", "0"], None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deposits_arrive_at_python() {
+    deposits_arrive("python3", &["receiver.py", "0"], None).await;
+}
+
+/// What the README asks the table is what the chain says of its balances.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transfers_arrive_in_postgres_and_add_up_to_the_balances() {
+    let Some(postgres) = Postgres::start().await else { return };
+    let Some(anvil) = Anvil::start(&["--no-mining"]) else { return };
+    let chain = Chain::connect(&anvil.http()).await;
+    let mut town = Town::found(&chain, 12).await;
+    let folder = folder_with_plugin();
+    let config = example("transfers-to-postgres", &[("ws://127.0.0.1:8545", &anvil.ws())]);
+    let process = Process::start_with(folder.path(), &config, &[("DATABASE_URL", &postgres.url())]).await;
+    for round in 0..6 {
+        for _ in 0..4 {
+            town.block(&chain, 6).await;
+        }
+        town.reorg(&chain, 1 + round % 4, 3).await;
+    }
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/transfers-to-postgres/README.md");
+    let readme = std::fs::read_to_string(readme).expect("the example has a README");
+    let question = &readme[readme.find("    SELECT token").expect("a question")..];
+    let mut balances = Vec::new();
+    for who in &chain.accounts {
+        balances.push((who.to_string().to_lowercase(), chain.balance(&town.token, *who).await.to_string()));
+    }
+    balances.sort();
+    let client = postgres.client().await;
+    until("the balances to be the chain's", || async {
+        let question = question.replace("balance DESC", "holder").replace("AS balance", "::text AS balance");
+        let rows = client.query(question.trim_end().trim_end_matches(';'), &[]).await.ok()?;
+        let mut found: Vec<(String, String)> = rows.iter().map(|row| (row.get(1), row.get(2))).collect();
+        found.sort();
+        (found == balances).then_some(())
+    })
+    .await;
+    let (status, _) = process.terminate().await;
+    assert!(status.success(), "{status}");
 }

@@ -4,10 +4,16 @@ mod harness;
 
 mod chain_driver;
 mod cli;
+mod crash;
 mod dev;
 mod examples;
 mod hostile;
+mod isolation;
+mod journal;
+mod outages;
+mod recorded;
 mod reload;
+mod reorgs;
 mod simulation;
 mod sinks;
 mod source;

@@ -182,6 +182,29 @@ async fn a_suspiciously_round_answer_is_split() {
 }
 
 #[tokio::test]
+async fn logs_that_a_provider_leaves_out_of_a_range_are_found_by_the_blooms() {
+    let node = node_of(60, 2).await;
+    for _ in 0..20 {
+        node.push(0);
+    }
+    node.misbehave(|method, params, mut honest| {
+        if let ("eth_getLogs", Some(all), None) = (method, honest.as_array_mut(), params[0].get("blockHash")) {
+            // An index that is behind: whole blocks are missing, and nothing says so.
+            all.retain(|log| !log["blockNumber"].as_str().is_some_and(|n| n.ends_with('7') || n.ends_with('c')));
+        }
+        Reply::Answer(honest)
+    });
+    assert_eq!(count(&walk(&rpc(&node.url).await, 0, &filtered()).await), 120);
+    // A bloom that excludes what was asked for is believed: nothing more is asked of such a block.
+    node.behave();
+    let source = rpc(&node.url).await;
+    let before = node.calls().len();
+    let range = source.range(61, 80, &filtered()).await.unwrap();
+    assert_eq!((range.to.number, range.blocks.len()), (80, 0));
+    assert_eq!(node.calls()[before..].iter().filter(|m| *m == "eth_getLogs").count(), 1);
+}
+
+#[tokio::test]
 async fn trouble_that_passes_costs_time_and_nothing_else() {
     let node = node_of(20, 3).await;
     type Trouble = (&'static str, fn() -> Reply);

@@ -3,6 +3,7 @@
 //!
 //! Commands that ask a running process something know its HTTP interface alone; the others build their own parts.
 
+mod accept_reorg;
 mod artifact;
 mod check;
 mod client;
@@ -13,6 +14,7 @@ mod offline;
 mod plugin;
 mod record;
 mod replay;
+mod resume;
 mod run;
 mod status;
 mod tail;
@@ -63,6 +65,10 @@ enum Command {
     Dead(dead::Command),
     /// Chains, plugins and outputs of the running process
     Status(status::Args),
+    /// An output that stopped, or waits between two attempts, tries at once
+    Resume(resume::Args),
+    /// A chain that halted on a reorg of final blocks goes on with the provider's chain as it is
+    AcceptReorg(accept_reorg::Args),
 }
 
 /// Parses the arguments, runs the command, says what went wrong.
@@ -96,6 +102,8 @@ async fn dispatch(command: Command) -> anyhow::Result<Exit> {
         Command::Replay(args) => replay::run(args).await,
         Command::Dead(command) => dead::run(command).await,
         Command::Status(args) => status::run(args).await,
+        Command::Resume(args) => resume::run(args).await,
+        Command::AcceptReorg(args) => accept_reorg::run(args).await,
     }
 }
 

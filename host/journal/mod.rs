@@ -34,7 +34,7 @@ use crate::model::{
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JournalError {
     /// No room left on the disk: take nothing in, keep serving, try again.
-    #[error("the journal's disk is full: {why}")]
+    #[error("the journal's disk takes no more: {why}")]
     Full { why: String },
     /// The write does not fit what is there: somebody else moved the cursor. Read again, then decide.
     #[error("the journal has moved on: {why}")]

@@ -25,6 +25,7 @@ use crate::model::{
     BlockRef, ChainId, ContentType, DeliveryId, EmissionId, EventPosition, OutputName, PluginName, StreamId,
     StreamName, StreamSpec,
 };
+use crate::telemetry;
 
 type Result<T> = std::result::Result<T, JournalError>;
 
@@ -36,12 +37,20 @@ const WRITER_CACHE_KIB: i64 = 64 * 1024;
 const READERS: usize = 8;
 /// `SQLITE_IOERR_SHMSIZE`: no room to grow the index of the write-ahead log.
 const SHM_FULL: i32 = 4874;
+/// `SQLITE_IOERR_WRITE`: any reason but a full disk: a quota, a limit on the size of files, a disk that fails.
+const WRITE_FAILED: i32 = 778;
+const DAMAGED: &str = "restore it from a backup, or move it away to begin anew";
 
 impl From<rusqlite::Error> for JournalError {
     fn from(error: rusqlite::Error) -> Self {
         let why = error.to_string();
         match error.sqlite_error() {
             Some(e) if e.code == ErrorCode::DiskFull || e.extended_code == SHM_FULL => Self::Full { why },
+            // It may pass by itself, and nothing of the transaction was kept. (After a failed fsync it may have been.)
+            Some(e) if e.extended_code == WRITE_FAILED => {
+                Self::Full { why: format!("{why}: a quota, a limit on the size of files, or a disk that fails") }
+            }
+            Some(e) if e.code == ErrorCode::DatabaseCorrupt => Self::Halt { why: format!("{why}: {DAMAGED}") },
             _ => Self::Halt { why },
         }
     }
@@ -273,7 +282,7 @@ fn open_checked(path: &Path) -> Result<(Connection, String, u64)> {
     };
     opened().map_err(|error| {
         let path = path.display();
-        let damaged = |why: &str| format!("{path} is damaged ({why}): restore it from a backup, or move it away to begin anew");
+        let damaged = |why: &str| format!("{path} is damaged ({why}): {DAMAGED}");
         let halt = |why| JournalError::Halt { why };
         match error {
             OpenError::Damaged(why) => halt(damaged(&why)),
@@ -396,7 +405,7 @@ impl Writer {
                 }
             }
         }
-        metrics::histogram!("chainweir_journal_commit_seconds").record(began.elapsed());
+        telemetry::journal_commit_seconds().record(began.elapsed());
     }
 
     fn transaction(&mut self, group: &[Job]) -> Result<Vec<Result<Committed>>> {
@@ -414,6 +423,15 @@ impl Writer {
     }
 
     fn close(&mut self) -> Result<()> {
+        match self.note_end() {
+            // What is committed is safe; the next start only takes longer, for it checks the file.
+            Err(JournalError::Full { why }) => tracing::warn!(why, "no room to note the journal's orderly end"),
+            other => return other,
+        }
+        Ok(())
+    }
+
+    fn note_end(&mut self) -> Result<()> {
         self.db.execute("INSERT OR REPLACE INTO meta VALUES ('closed', 'yes')", [])?;
         // Somebody who still reads does not hold up the end; the next start copies the rest.
         self.db.busy_timeout(Duration::from_millis(200))?;

@@ -559,6 +559,25 @@ async fn a_damaged_file_is_refused_with_its_path_and_with_what_to_do() {
     assert!(why.contains("journal.db") && why.contains("damaged") && why.contains("backup"), "{why}");
 }
 
+#[tokio::test]
+async fn damage_that_is_found_while_it_runs_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal.db");
+    let journal = SqliteJournal::open(&path).unwrap();
+    let (id, tracks) = consumer(&*journal, "a", 1).await;
+    let step = Step { consumer: id, ..process(block(10, 1), &State::new(), &tracks, 0) };
+    journal.commit(Write::Step(step)).await.unwrap();
+    let page: u64 = journal.on_writer(|db| {
+        db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+        db.query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'state'", [], |r| r.get(0)).unwrap()
+    });
+    let mut file = std::fs::File::options().write(true).open(&path).unwrap();
+    std::io::Seek::seek(&mut file, std::io::SeekFrom::Start((page - 1) * 4096)).unwrap();
+    std::io::Write::write_all(&mut file, &[0x5a; 4096]).unwrap();
+    let found = journal.state_get(id, b"count");
+    assert!(matches!(&found, Err(JournalError::Halt { why }) if why.contains("backup")), "{found:?}");
+}
+
 #[test]
 fn other_files_and_newer_journals_are_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();

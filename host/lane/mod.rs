@@ -26,7 +26,7 @@ mod track;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::journal::{Journal, TrackInfo};
@@ -58,6 +58,7 @@ pub struct Lane {
     status: Arc<std::sync::Mutex<OutputStatus>>,
     backlog: Arc<AtomicU64>,
     resume: mpsc::Sender<()>,
+    redo: Arc<Notify>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -86,15 +87,16 @@ impl Lane {
         let (stop, stopped) = watch::channel(false);
         let output = settings.output.clone();
         let task = task::Task::new(settings, sink, journal, routed, status.clone(), backlog.clone());
-        let task = tokio::spawn(task.run(resumed, stopped));
-        Self { output, status, backlog, resume, stop, task }
+        let redo = Arc::<Notify>::default();
+        let task = tokio::spawn(task.run(resumed, redo.clone(), stopped));
+        Self { output, status, backlog, resume, redo, stop, task }
     }
 
     pub fn status(&self) -> OutputStatus {
         self.status.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
-    /// Entries that are not settled, as counted about once a second.
+    /// Deliveries that are due and not settled, parked ones included, as counted about once a second.
     pub fn backlog(&self) -> u64 {
         self.backlog.load(Ordering::Relaxed)
     }
@@ -105,9 +107,9 @@ impl Lane {
         self.resume.try_send(()).ok();
     }
 
-    /// The same, for whoever cannot hold on to the lane.
-    pub fn resumer(&self) -> mpsc::Sender<()> {
-        self.resume.clone()
+    /// To be told that dead letters were put back; what waits for a person goes on waiting.
+    pub fn redo(&self) -> Arc<Notify> {
+        self.redo.clone()
     }
 
     /// Lets what is under way end, writes the positions, and ends.

@@ -2,7 +2,7 @@
 //!
 //! One at a time and beside the deliveries: a stream that its destination refuses holds up nobody but itself.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::Routed;
 use super::schedule::probe_after;
 use super::task::Task;
-use super::track::{KNOWN, TrackLane};
+use super::track::{KNOWN, Left, TrackLane};
 use crate::journal::{Journal, JournalError, Parked, TrackId};
 use crate::model::OutputName;
 
@@ -32,7 +32,7 @@ pub struct Opening {
 /// What was found of a track that is new to the lane.
 struct Notes {
     position: u64,
-    parked: Vec<(Parked, VecDeque<u64>, bool)>,
+    parked: Vec<(Parked, Left)>,
     redo: Vec<u64>,
 }
 
@@ -158,25 +158,25 @@ impl Task {
 fn notes(journal: &dyn Journal, output: &OutputName, id: TrackId, kept: Option<u64>) -> Result<Notes, JournalError> {
     let position = kept.or(journal.position(output, id)?).unwrap_or(0);
     let parked = journal.parked(output, id)?;
-    let mut left: HashMap<String, (u64, VecDeque<u64>, bool)> =
-        parked.iter().map(|p| (p.lane_key.clone(), (p.next, VecDeque::new(), true))).collect();
+    let mut left: HashMap<String, (u64, Left)> =
+        parked.iter().map(|p| (p.lane_key.clone(), (p.next, Left::default()))).collect();
     let mut after = parked.iter().map(|p| p.next).min().unwrap_or(position);
     while after < position {
         let (_, entries) = journal.entries(id, after, CHUNK, None)?;
         let Some(last) = entries.last() else { break };
         after = last.offset;
         for entry in entries.iter().filter(|e| e.offset <= position) {
-            if let Some((next, known, complete)) = left.get_mut(&entry.lane_key)
+            if let Some((next, left)) = left.get_mut(&entry.lane_key)
                 && entry.offset > *next
-                && *complete
             {
-                if known.len() < KNOWN { known.push_back(entry.offset) } else { *complete = false }
+                left.count += 1;
+                if left.known.len() < KNOWN { left.known.push_back(entry.offset) } else { left.beyond = true }
             }
         }
     }
     let parked = parked.into_iter().map(|p| {
-        let (_, known, complete) = left.remove(&p.lane_key).unwrap_or_default();
-        (p, known, complete)
+        let (_, left) = left.remove(&p.lane_key).unwrap_or_default();
+        (p, left)
     });
     Ok(Notes { position, parked: parked.collect(), redo: journal.redo(output, id)? })
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::FutureExt;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -19,6 +19,7 @@ use crate::journal::{DeadFilter, Entry, Journal, JournalError, LaneWrite, Marks,
 use crate::lane::due::{Due, due};
 use crate::model::{Delivery, Op, Outcome, OutputStatus};
 use crate::sink::{Sink, Track};
+use crate::telemetry::{self, DeliveryOutcome};
 
 /// Positions are written down this often; until then a crash repeats what was delivered, with the same ids.
 const FLUSH_EVERY: Duration = Duration::from_millis(50);
@@ -132,7 +133,7 @@ impl Task {
         }
     }
 
-    pub async fn run(mut self, mut resume: mpsc::Receiver<()>, mut stop: watch::Receiver<bool>) {
+    pub async fn run(mut self, mut resume: mpsc::Receiver<()>, redo: Arc<Notify>, mut stop: watch::Receiver<bool>) {
         let mut tail = self.journal.tail();
         loop {
             if !self.stopping {
@@ -169,6 +170,7 @@ impl Task {
                 changed = tail.changed() => if changed.is_err() { return } else { self.look_again() },
                 Ok(()) = self.routed.changed(), if !self.stopping => self.routes_changed = true,
                 Some(()) = resume.recv() => self.resume(),
+                () = redo.notified() => self.redo_changed = true,
                 () = async { drop(stop.wait_for(|s| *s).await) }, if !self.stopping => {
                     self.stopping = true;
                     self.opened.abort_all();
@@ -534,12 +536,11 @@ impl Task {
                 continue;
             }
             let label = match &outcome {
-                Outcome::Delivered => "delivered",
-                Outcome::Retry { .. } => "retry",
-                Outcome::Refused { .. } => "refused",
+                Outcome::Delivered => DeliveryOutcome::Delivered,
+                Outcome::Retry { .. } => DeliveryOutcome::Retry,
+                Outcome::Refused { .. } => DeliveryOutcome::Refused,
             };
-            metrics::counter!("chainweir_deliveries_total", "output" => self.settings.output.to_string(), "outcome" => label)
-                .increment(1);
+            telemetry::deliveries(&self.settings.output, label).increment(1);
             match outcome {
                 Outcome::Delivered => {
                     self.is_up(id);
@@ -653,6 +654,7 @@ impl Task {
     fn dead_letter(&mut self, id: TrackId, from: From, delivery: &Delivery, attempts: u32, why: String) {
         tracing::warn!(output = %self.settings.output, delivery = %delivery.id, stream = %delivery.emission.stream, why,
             "a delivery went to the dead letters; see 'chainweir dead list'");
+        telemetry::deliveries(&self.settings.output, DeliveryOutcome::Dead).increment(1);
         self.pending.push(LaneWrite::Dead {
             output: self.settings.output.clone(),
             track: id,
@@ -782,11 +784,18 @@ impl Task {
             return;
         }
         let (journal, output) = (self.journal.clone(), self.settings.output.clone());
-        let positions: Vec<(TrackId, u64)> = self.tracks.iter().map(|(id, t)| (*id, t.position)).collect();
+        // What is not due yet waits for the head, not for the destination. Beyond a full window nobody has judged it.
+        let routed = || self.tracks.iter().filter(|(_, t)| !t.gone);
+        let mut backlog: u64 = routed().map(|(_, t)| t.waiting()).sum();
+        let unread: Vec<(TrackId, u64)> = routed().filter(|(_, t)| t.more).map(|(id, t)| (*id, t.read)).collect();
+        let unopened: Vec<TrackId> = self.opening.keys().filter(|id| !self.tracks.contains_key(id)).copied().collect();
         self.counting.spawn_blocking(move || {
-            let mut backlog = 0;
-            for (track, position) in positions {
-                backlog += journal.backlog(track, position)?;
+            for (track, read) in unread {
+                backlog += journal.backlog(track, read)?;
+            }
+            for track in unopened {
+                let position = journal.position(&output, track)?.unwrap_or(0);
+                backlog += journal.backlog(track, position)? + journal.parked(&output, track)?.len() as u64;
             }
             let dead = journal.dead(&DeadFilter { output: Some(output), ..DeadFilter::default() }, 0, 10_000)?;
             Ok((backlog, dead.len() as u64))
@@ -799,7 +808,6 @@ impl Task {
         // A count that failed leaves the last figures: whoever delivers says what is wrong with the journal.
         if let Ok(Ok((backlog, dead))) = counted {
             self.backlog.store(backlog, Ordering::Relaxed);
-            metrics::gauge!("chainweir_lane_backlog", "output" => self.settings.output.to_string()).set(backlog as f64);
             let mut status = self.status.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             status.backlog = backlog;
             status.parked = parked;

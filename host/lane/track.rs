@@ -73,15 +73,23 @@ pub struct ParkedKey {
     pub at: Parked,
     /// Whether `next` moved since it was written down.
     pub moved: bool,
-    /// Offsets after `at.next` that the window left to this key.
+    pub left: Left,
+}
+
+/// What the window left to a parked key: entries after its `next`.
+#[derive(Debug, Default)]
+pub struct Left {
+    /// The first of them.
     pub known: VecDeque<u64>,
-    /// Nothing else was left to it.
-    pub complete: bool,
+    /// Whether these are all.
+    pub beyond: bool,
+    /// How many there are, those beyond included.
+    pub count: u64,
 }
 
 impl TrackLane {
-    /// `left` holds, for every parked key, the offsets up to `position` that wait for it, and whether these are all.
-    pub fn new(routed: Routed, position: u64, parked: Vec<(Parked, VecDeque<u64>, bool)>, redo: Vec<u64>) -> Self {
+    /// With every parked key comes what was left to it up to `position`.
+    pub fn new(routed: Routed, position: u64, parked: Vec<(Parked, Left)>, redo: Vec<u64>) -> Self {
         let mut track = Self {
             routed,
             position,
@@ -102,9 +110,9 @@ impl TrackLane {
             stopped: false,
             gone: false,
         };
-        for (at, known, complete) in parked {
-            track.known += known.len();
-            track.parked.insert(at.lane_key.clone(), ParkedKey { at: at.clone(), moved: false, known, complete });
+        for (at, left) in parked {
+            track.known += left.known.len();
+            track.parked.insert(at.lane_key.clone(), ParkedKey { at: at.clone(), moved: false, left });
             track.reschedule(&at.lane_key, at.retry_at_ms);
         }
         track
@@ -152,15 +160,22 @@ impl TrackLane {
     /// Leaves an offset to its key where that is parked.
     fn leave(&mut self, lane_key: &str, offset: u64) -> bool {
         let Some(key) = self.parked.get_mut(lane_key) else { return false };
-        if offset > key.at.next && key.complete {
-            if key.known.len() < KNOWN && self.known < KNOWN_OF_TRACK {
-                key.known.push_back(offset);
+        if offset > key.at.next {
+            key.left.count += 1;
+            if !key.left.beyond && key.left.known.len() < KNOWN && self.known < KNOWN_OF_TRACK {
+                key.left.known.push_back(offset);
                 self.known += 1;
             } else {
-                key.complete = false;
+                key.left.beyond = true;
             }
         }
         true
+    }
+
+    /// Deliveries that are due and not settled, as far as the track has been read.
+    pub fn waiting(&self) -> u64 {
+        let parked: u64 = self.parked.values().map(|key| 1 + key.left.count).sum();
+        (self.live + self.redo.len() + self.redo_taken.len()) as u64 + parked
     }
 
     pub fn slot(&mut self, offset: u64) -> Option<&mut Slot> {
@@ -199,7 +214,7 @@ impl TrackLane {
                 key.moved = false;
             }
             None => {
-                let key = ParkedKey { at, moved: false, known: VecDeque::new(), complete: true };
+                let key = ParkedKey { at, moved: false, left: Left::default() };
                 self.parked.insert(lane_key.clone(), key);
                 for at in 0..self.window.len() {
                     let slot = &self.window[at];
@@ -238,12 +253,13 @@ impl TrackLane {
         let Some(key) = self.parked.get_mut(lane_key) else { return false };
         key.at.attempts = 0;
         key.moved = true;
-        match key.known.pop_front() {
+        key.left.count = key.left.count.saturating_sub(1);
+        match key.left.known.pop_front() {
             Some(next) => {
                 self.known -= 1;
                 key.at.next = next;
             }
-            None if key.complete => return false,
+            None if !key.left.beyond => return false,
             // The journal is asked for the rest.
             None => key.at.next += 1,
         }
@@ -254,14 +270,14 @@ impl TrackLane {
     /// The journal's answer of what is left to a key, from `next` on.
     pub fn refill(&mut self, lane_key: &str, offsets: Vec<u64>, all: bool) -> bool {
         let Some(key) = self.parked.get_mut(lane_key) else { return false };
-        self.known -= key.known.len();
-        key.known = offsets.into();
-        key.complete = all;
-        match key.known.pop_front() {
+        self.known -= key.left.known.len();
+        key.left.known = offsets.into();
+        key.left.beyond = !all;
+        match key.left.known.pop_front() {
             Some(next) => {
                 key.at.next = next;
                 key.moved = true;
-                self.known += key.known.len();
+                self.known += key.left.known.len();
                 true
             }
             None => false,
@@ -271,7 +287,7 @@ impl TrackLane {
     pub fn unpark(&mut self, lane_key: &str) {
         self.reschedule(lane_key, None);
         if let Some(key) = self.parked.remove(lane_key) {
-            self.known -= key.known.len();
+            self.known -= key.left.known.len();
         }
     }
 

@@ -15,6 +15,7 @@ use crate::index::SubscriberId;
 use crate::journal::{ConsumerId, TrackId};
 use crate::model::{PluginName, StreamId};
 use crate::plugin::step::Worker;
+use crate::telemetry;
 
 /// After a fault: 1 s, then longer, then each minute.
 const FAULT_RETRY_S: [u64; 6] = [1, 2, 5, 10, 30, 60];
@@ -78,8 +79,9 @@ impl Router {
                 lane.backlog() >= self.config.journal.backlog_limit
                     && self.config.routes.iter().any(|r| r.to.contains(output) && r.from.plugin() == plugin)
             })
-            .map(|(output, _)| {
-                format!("output '{output}' has {} deliveries waiting", self.config.journal.backlog_limit)
+            .map(|(output, (lane, _))| {
+                let (waiting, most) = (lane.backlog(), self.config.journal.backlog_limit);
+                format!("output '{output}' has {waiting} deliveries waiting ([journal] backlog_limit = {most})")
             })
     }
 
@@ -108,6 +110,9 @@ impl Router {
         match next {
             Some(Next::Wait) => return,
             Some(Next::Live(_) | Next::Range { .. }) if full_output.is_some() => {
+                if let (Some(why), None) = (&full_output, &consumer.why) {
+                    tracing::warn!(plugin = %plugin_name, chain = chain_name, why, "pauses until there is room");
+                }
                 consumer.why = full_output;
                 return;
             }
@@ -156,7 +161,7 @@ impl Router {
 
     pub(super) fn worked(&mut self, worked: Worked) {
         let Worked { plugin: name, chain, worker, result, safe, finalized } = worked;
-        let labels = [("plugin", name.to_string()), ("chain", chain.clone())];
+        let chain_id = self.chains.get(&chain).and_then(|c| c.id);
         let Some(plugin) = self.plugins.get_mut(&name) else { return };
         let Some(consumer) = plugin.consumers.get_mut(&chain) else { return };
         consumer.busy = false;
@@ -169,9 +174,14 @@ impl Router {
                     consumer.begun = true;
                 }
                 if let Some(cursor) = done.cursor {
+                    if consumer.place.cursor.is_some_and(|before| cursor.number < before.number) {
+                        // Walked back, and the journal's mark with it.
+                        consumer.place.safe = consumer.place.safe.min(cursor.number);
+                    } else {
+                        consumer.place.safe = consumer.place.safe.max(safe);
+                        consumer.place.finalized = consumer.place.finalized.max(finalized);
+                    }
                     consumer.place.cursor = Some(cursor);
-                    consumer.place.safe = consumer.place.safe.max(safe);
-                    consumer.place.finalized = consumer.place.finalized.max(finalized);
                     consumer.place.verified = done.verified;
                     consumer.begun = true;
                 }
@@ -183,19 +193,20 @@ impl Router {
                 consumer.emissions += done.emissions;
                 if done.events > 0 {
                     plugin.probation = plugin.probation.saturating_sub(1);
-                    metrics::counter!("chainweir_events_total", &labels).increment(done.events);
-                    metrics::counter!("chainweir_plugin_calls_total", &labels).increment(done.calls.into());
-                    metrics::histogram!("chainweir_plugin_call_seconds", &labels)
-                        .record(done.call_time.as_secs_f64() / f64::from(done.calls.max(1)));
+                    if let Some(id) = chain_id {
+                        telemetry::events(&name, id).increment(done.events);
+                    }
+                    telemetry::plugin_calls(&name).increment(done.calls.into());
+                    telemetry::plugin_call_seconds(&name).record(done.call_time / done.calls.max(1));
                 }
                 if done.emissions > 0 {
-                    metrics::counter!("chainweir_emissions_total", &labels).increment(done.emissions);
+                    telemetry::emissions(&name).increment(done.emissions);
                 }
                 if done.retracted > 0 {
-                    metrics::counter!("chainweir_retractions_total", &labels).increment(done.retracted);
+                    telemetry::retractions(&name).increment(done.retracted);
                 }
                 if done.poison > 0 {
-                    metrics::counter!("chainweir_plugin_faults_total", &labels).increment(done.poison);
+                    telemetry::plugin_faults(&name).increment(done.poison);
                     tracing::warn!(plugin = %name, chain, events = done.poison, "skipped events that it could not process");
                 }
             }
@@ -217,7 +228,7 @@ impl Router {
                 consumer.faults += 1;
                 consumer.faulted = true;
                 consumer.retry_at = Some(Instant::now() + Duration::from_secs(gap));
-                metrics::counter!("chainweir_plugin_faults_total", &labels).increment(1);
+                telemetry::plugin_faults(&name).increment(1);
                 if plugin.probation > 0 {
                     roll_back = Some(format!("it faulted in its first blocks: {why}"));
                 }
@@ -230,7 +241,7 @@ impl Router {
                 self.full = Some((Instant::now(), why));
             }
             Err(Failed::Stuck { why }) => {
-                tracing::error!(plugin = %name, chain, why, "cannot go on by itself; POST /plugins/{name}/retry tries again");
+                tracing::error!(plugin = %name, chain, why, "cannot go on by itself; to try again: chainweir plugin retry {name}");
                 consumer.stuck = Some(why);
             }
             Err(Failed::Halt { why }) => self.fatal = Some(why),

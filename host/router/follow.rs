@@ -14,6 +14,7 @@ use crate::chain::{Follower, Halt, Offer};
 use crate::config::Finality;
 use crate::model::{BlockRef, BlockUpdate};
 use crate::source::{ReadError, Source, Tag};
+use crate::telemetry::{self, SourceErrorKind};
 
 /// A head further than this above our tip begins a new path instead of being walked back to block by block.
 const LONGEST_WALK: u64 = 512;
@@ -121,13 +122,12 @@ impl Follow {
                 Err(Stop::Read(error)) => {
                     let wish = if let ReadError::Again { after, .. } = &error { *after } else { None };
                     let kind = match &error {
-                        ReadError::Again { .. } => "again",
-                        ReadError::Unknown { .. } => "unknown",
-                        ReadError::False { .. } => "false",
-                        ReadError::Halt { .. } => "halt",
+                        ReadError::Again { .. } => SourceErrorKind::Again,
+                        ReadError::Unknown { .. } => SourceErrorKind::Unknown,
+                        ReadError::False { .. } => SourceErrorKind::False,
+                        ReadError::Halt { .. } => SourceErrorKind::Halt,
                     };
-                    metrics::counter!("chainweir_source_errors_total", "chain" => self.name.clone(), "kind" => kind)
-                        .increment(1);
+                    telemetry::source_errors(self.source.chain(), kind).increment(1);
                     let gap = Duration::from_millis(RETRY_MS[failures.min(RETRY_MS.len() - 1)]);
                     failures += 1;
                     // A block that was there a moment ago and is not now is a reorg under way, not an outage.

@@ -2,14 +2,16 @@
 //! holds, tried on recent blocks with state that is thrown away, written down. One async job beside the
 //! router's loop; nothing that runs is touched until it has ended well.
 
+use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::blocks::Blocks;
+use super::consumer::FULL_RETRY;
 use super::work::state_of;
 use crate::config::{Config, PluginConfig};
 use crate::index::Index;
-use crate::journal::{Consumer, Journal, TrackId, VersionWrite, Write};
+use crate::journal::{Consumer, Journal, JournalError, TrackId, VersionWrite, Write};
 use crate::model::{ChainId, Manifest, PluginName, StreamId};
 use crate::plugin::capabilities::{Capability, Grants};
 use crate::plugin::engine::{Compiled, Engine, LoadError};
@@ -154,8 +156,12 @@ impl Load {
             .await
             .map_err(|e| refuse(format!("the trial panicked: {e}")))?
             .map_err(refuse)?;
-        keep_version(&this.config.journal.path, &candidate.digest, &this.bytes)
-            .map_err(|e| refuse(format!("cannot keep the version for a rollback: {e}")))?;
+        while let Err(error) = keep_version(&this.config.journal.path, &candidate.digest, &this.bytes) {
+            if !matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge) {
+                return Err(refuse(format!("cannot keep the version for a rollback: {error}")));
+            }
+            this.no_room(error.to_string()).await;
+        }
         this.install(candidate).await.map_err(refuse)
     }
 
@@ -237,6 +243,22 @@ impl Load {
         Ok(())
     }
 
+    /// A full disk says nothing against the file: it is taken when there is room.
+    async fn no_room(&self, why: String) {
+        tracing::warn!(file = %self.file.display(), why, "the plugin waits for room on the disk");
+        tokio::time::sleep(FULL_RETRY).await;
+    }
+
+    async fn commit(&self, write: Write) -> Result<i64, String> {
+        loop {
+            match self.journal.commit(write.clone()).await {
+                Ok(committed) => return Ok(committed.id),
+                Err(JournalError::Full { why }) => self.no_room(why).await,
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+    }
+
     async fn install(&self, candidate: Candidate) -> Result<Installed, String> {
         let name = &candidate.manifest.name;
         let mut consumers = Vec::new();
@@ -244,14 +266,13 @@ impl Load {
             if candidate.settings.chains.as_ref().is_some_and(|only| !only.contains(&chain.name)) {
                 continue;
             }
-            let commit = |write| async { self.journal.commit(write).await.map_err(|e| e.to_string()) };
             let state_version = candidate.manifest.state_version;
-            commit(Write::Consumer { plugin: name.clone(), chain: chain.id, state_version }).await?;
+            self.commit(Write::Consumer { plugin: name.clone(), chain: chain.id, state_version }).await?;
             let mut tracks = Vec::new();
             for spec in &candidate.manifest.streams {
                 let stream = StreamId { plugin: name.clone(), stream: spec.name.clone() };
                 let write = Write::Track { stream: stream.clone(), chain: chain.id, spec: spec.clone() };
-                tracks.push((TrackId(commit(write).await?.id), stream));
+                tracks.push((TrackId(self.commit(write).await?), stream));
             }
             let rows = self.journal.consumers().map_err(|e| e.to_string())?;
             let row = rows
@@ -260,7 +281,7 @@ impl Load {
                 .ok_or_else(|| format!("{name} on {} is not in the journal after it was written", chain.id))?;
             consumers.push(InstalledConsumer { chain_name: chain.name.clone(), row, tracks });
         }
-        let version = |write| async { self.journal.commit(Write::Version(write)).await.map_err(|e| e.to_string()) };
+        let version = |write| self.commit(Write::Version(write));
         version(VersionWrite::Running {
             plugin: name.clone(),
             digest: candidate.digest.0,

@@ -41,14 +41,14 @@ use self::turns::Turns;
 use crate::chain::Follower;
 use crate::config::{ChainConfig, Config};
 use crate::journal::sqlite::SqliteJournal;
-use crate::journal::{Journal, LaneWrite, Write};
+use crate::journal::{DeadFilter, Journal, LaneWrite, Write};
 use crate::lane::{Lane, Routed, Settings};
 use crate::model::{BlockUpdate, ChainId, OutputName, PluginName, RefusedFile, Status};
 use crate::plugin::engine::Engine;
 use crate::plugin::reload::{self, Dropped};
 use crate::plugin::step::Worker;
 use crate::source::{self, ReadError, Source};
-use crate::{index::Index, sink};
+use crate::{index::Index, sink, telemetry};
 
 /// How often waiting work is looked at and the picture is drawn.
 const TICK: Duration = Duration::from_millis(100);
@@ -156,6 +156,8 @@ pub async fn start_with(config: Config, given: BTreeMap<String, Arc<dyn Source>>
     let mut router = Router::new(config, journal, engine, picture);
     router.given = given;
     router.open_lanes().await?;
+    // Whoever asks at once is told what there is, if not yet how it is.
+    router.draw();
     let task = tokio::spawn(router.run(asked, stopped));
     Ok(Running { handle, stop, task })
 }
@@ -435,14 +437,11 @@ impl Router {
                 if depth > 0 {
                     chain.reorgs += 1;
                     tracing::info!(chain = name, depth, head = path.tip().number, "reorg");
-                    metrics::counter!("chainweir_reorgs_total", "chain" => name.to_owned()).increment(1);
-                    metrics::histogram!("chainweir_reorg_depth_blocks", "chain" => name.to_owned())
-                        .record(depth as f64);
+                    telemetry::reorg(path.tip().chain, depth);
                 }
                 if updates.iter().any(|u| matches!(u, BlockUpdate::Finalized(_))) {
                     self.finalized(&path);
                 }
-                metrics::gauge!("chainweir_chain_head_block", "chain" => name.to_owned()).set(path.tip().number as f64);
                 self.set_path(name, path, safe);
             }
             News::Well => (chain.state, chain.why) = ("following", None),
@@ -456,7 +455,7 @@ impl Router {
                 tracing::error!(
                     chain = name,
                     why,
-                    "halted: to go on with the provider's chain as it is now, POST /chains/{name}/accept-reorg"
+                    "halted: to go on with the provider's chain as it is now: chainweir accept-reorg {name}"
                 );
                 (chain.state, chain.why) = ("halted", Some(why));
             }
@@ -546,20 +545,12 @@ impl Router {
                 None => Err(self.no_such_plugin(&plugin)),
             },
             Command::Dead { ids, again } => {
-                let (journal, resume) = (self.journal.clone(), self.lanes.values().map(|(l, _)| l.resumer()));
-                let resume: Vec<_> = resume.collect();
+                let journal = self.journal.clone();
+                let lanes: Vec<_> = self.lanes.values().map(|(lane, _)| lane.redo()).collect();
                 tokio::spawn(async move {
-                    let count = ids.len();
-                    let writes = ids.into_iter().map(|id| LaneWrite::Bury { id, again }).collect();
-                    let said = match journal.commit(Write::Lane(writes)).await {
-                        Ok(_) if again => Ok(format!("{count} dead letters go back to their lanes")),
-                        Ok(_) => Ok(format!("{count} dead letters were dropped")),
-                        Err(error) => Err(error.to_string()),
-                    };
-                    for lane in resume {
-                        lane.try_send(()).ok();
-                    }
-                    answer.send(said).ok();
+                    // Whoever asked may have gone.
+                    answer.send(bury(&*journal, ids, again).await).ok();
+                    lanes.iter().for_each(|lane| lane.notify_one());
                 });
                 return;
             }
@@ -612,7 +603,6 @@ impl Router {
             self.sized_at = Instant::now();
             if let Ok(size) = self.journal.size() {
                 self.journal_size = size;
-                metrics::gauge!("chainweir_journal_bytes").set(size.bytes as f64);
             }
         }
         self.draw();
@@ -644,4 +634,19 @@ impl Router {
         closed.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
         self.fatal.map_or(Ok(()), Err)
     }
+}
+
+/// Puts dead letters back into their lanes, or drops them: all that are named, or none.
+async fn bury(journal: &dyn Journal, ids: Vec<i64>, again: bool) -> Answer {
+    for id in &ids {
+        let filter = DeadFilter { id: Some(*id), ..DeadFilter::default() };
+        if journal.dead(&filter, 0, 1).map_err(|e| e.to_string())?.is_empty() {
+            return Err(format!("there is no dead letter {id}; nothing was done"));
+        }
+    }
+    let count = ids.len();
+    let writes = ids.into_iter().map(|id| LaneWrite::Bury { id, again }).collect();
+    journal.commit(Write::Lane(writes)).await.map_err(|e| e.to_string())?;
+    let letters = if count == 1 { "1 dead letter".to_owned() } else { format!("{count} dead letters") };
+    Ok(if again { format!("back in the lanes: {letters}") } else { format!("dropped: {letters}") })
 }

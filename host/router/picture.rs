@@ -17,7 +17,7 @@ impl Router {
     pub(super) fn draw(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let chains: Vec<ChainStatus> = self.chains.values().map(|c| self.chain(c)).collect();
-        let connected = self.chains.values().all(|c| c.path.is_some() && c.state != "halted");
+        let connected = self.chains.values().all(|c| c.path.is_some() && matches!(c.state, "following" | "ended"));
         let plugins = self.plugins.iter().map(|(name, plugin)| {
             let m = &plugin.candidate.manifest;
             let full = self.full_output(name);
@@ -31,7 +31,7 @@ impl Router {
                 chains: plugin
                     .consumers
                     .iter()
-                    .map(|(chain, consumer)| self.consumer(name.as_str(), chain, consumer, full.as_deref(), now))
+                    .map(|(chain, consumer)| self.consumer(chain, consumer, full.as_deref(), now))
                     .collect(),
                 refused: self.refused_files.get(&plugin.candidate.file).cloned(),
             }
@@ -68,14 +68,7 @@ impl Router {
         }
     }
 
-    fn consumer(
-        &self,
-        plugin: &str,
-        chain_name: &str,
-        consumer: &Consumer,
-        full: Option<&str>,
-        now: u64,
-    ) -> ConsumerStatus {
+    fn consumer(&self, chain_name: &str, consumer: &Consumer, full: Option<&str>, now: u64) -> ConsumerStatus {
         let chain = self.chains.get(chain_name);
         let path = chain.and_then(|c| c.path.as_ref());
         let doing = path.filter(|_| consumer.begun).map(|p| next(&consumer.place, p, chain.map_or(0, |c| c.safe)));
@@ -93,12 +86,6 @@ impl Router {
         };
         let tip = path.map(|p| p.tip());
         let lag = tip.and_then(|tip| Some(tip.number.saturating_sub(consumer.place.cursor?.number)));
-        let labels = [("plugin", plugin.to_owned()), ("chain", chain_name.to_owned())];
-        if let (Some(lag), Some(cursor)) = (lag, consumer.place.cursor) {
-            metrics::gauge!("chainweir_chain_lag_blocks", &labels).set(lag as f64);
-            let seconds = if lag == 0 { 0 } else { now.saturating_sub(cursor.time) };
-            metrics::gauge!("chainweir_chain_lag_seconds", &labels).set(seconds as f64);
-        }
         ConsumerStatus {
             chain: chain.and_then(|c| c.id).map(|id| id.to_string()).unwrap_or_default(),
             state: state.into(),

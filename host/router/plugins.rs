@@ -125,10 +125,8 @@ impl Router {
                 }
             },
             Err(Refusal { for_plugin: name, why, banned }) => {
-                metrics::counter!("chainweir_plugin_reloads_total",
-                    "plugin" => name.as_ref().map_or_else(|| file.display().to_string(), ToString::to_string),
-                    "outcome" => "refused")
-                .increment(1);
+                let called = name.as_ref().map_or_else(|| file.display().to_string(), ToString::to_string);
+                telemetry::plugin_reloads(&called, ReloadOutcome::Refused).increment(1);
                 self.refuse_file(file.clone(), digest.to_string(), why.clone());
                 if let Some(name) = name.filter(|name| banned && !self.plugins.contains_key(name)) {
                     self.load_last_good(&name, file);
@@ -213,7 +211,7 @@ impl Router {
         }
         if plugin.leaving {
             tracing::info!(plugin = %name, "unloaded: its file is gone; its cursor and state stay in the journal");
-            telemetry::plugin_reloads(name, ReloadOutcome::Removed).increment(1);
+            telemetry::plugin_reloads(name.as_str(), ReloadOutcome::Removed).increment(1);
             self.plugins.remove(name);
             return self.replan();
         }
@@ -229,7 +227,7 @@ impl Router {
         if fresh || changed {
             let m = &candidate.manifest;
             tracing::info!(plugin = %name, version = m.version, digest = %candidate.digest, "running");
-            telemetry::plugin_reloads(name, ReloadOutcome::Loaded).increment(1);
+            telemetry::plugin_reloads(name.as_str(), ReloadOutcome::Loaded).increment(1);
         }
         plugin.candidate = candidate;
         if let Some((bad, why)) = instead_of {
@@ -320,7 +318,7 @@ impl Router {
         match found {
             Ok((digest, bytes, file, bad)) => {
                 tracing::warn!(plugin = %name, from = %bad, to = %digest, why, "rolling back");
-                telemetry::plugin_reloads(name, ReloadOutcome::RolledBack).increment(1);
+                telemetry::plugin_reloads(name.as_str(), ReloadOutcome::RolledBack).increment(1);
                 if let Some(plugin) = self.plugins.get_mut(name) {
                     plugin.probation = 0;
                 }

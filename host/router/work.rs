@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::blocks::{Blocks, Plan};
 use super::payload;
 use super::turns::{Class, Turns};
+use crate::chain::Follower;
 use crate::config::Start;
 use crate::index::{Matched, SubscriberId};
 use crate::journal::{self, ConsumerId, Journal, JournalError, NewEntry, PoisonEvent, TrackId, Write};
@@ -337,29 +338,26 @@ pub async fn verify(desk: &Desk, cursor: BlockRef) -> Result<Done, Failed> {
     undo(desk, cursor, None).await
 }
 
-/// Walks a consumer back to the newest block below its cursor that is canonical, as far as it can be told:
-/// blocks in which it did nothing need no undo, and reading them again is harmless.
-pub async fn undo(desk: &Desk, from: BlockRef, path: Option<&crate::chain::Follower>) -> Result<Done, Failed> {
-    let mut to = None;
-    for step in desk.journal.steps(desk.consumer)? {
-        if step.number < from.number && is_canonical(desk, &step, path).await? {
-            to = Some(step);
-            break;
-        }
-    }
-    // Nothing was done on the path: it may go back to where undo ends.
-    let to = match to {
-        Some(to) => to,
-        None => {
-            let consumers = desk.journal.consumers()?;
-            let ours = consumers.iter().find(|c| c.id == desk.consumer).map_or(0, |c| c.marks.finalized);
-            match path {
-                Some(path) if path.finalized().number >= ours => path.finalized(),
-                // Only after a person accepted a reorg of final blocks: what was final for us stays said.
-                Some(path) => path.at(ours).copied().unwrap_or_else(|| path.finalized()),
-                None => desk.source.by_number(ours).await?,
+/// Walks a consumer back to the newest canonical block below its cursor.
+///
+/// The provider may still know the orphaned blocks: then that is the common ancestor. Where it does not, it is the
+/// newest canonical block in which the consumer did something, or the one up to which it holds nothing to undo:
+/// blocks in which it did nothing are read again, which is harmless.
+pub async fn undo(desk: &Desk, from: BlockRef, path: Option<&Follower>) -> Result<Done, Failed> {
+    let consumers = desk.journal.consumers()?;
+    let ours = consumers.iter().find(|c| c.id == desk.consumer).map_or(0, |c| c.marks.finalized);
+    let mut to = common_ancestor(desk, from, path, ours).await?;
+    if to.is_none() {
+        for step in desk.journal.steps(desk.consumer)? {
+            if step.number < from.number && canonical(desk, step.number, path).await?.hash == step.hash {
+                to = Some(step);
+                break;
             }
         }
+    }
+    let to = match to {
+        Some(to) => to,
+        None => canonical(desk, ours, path).await?,
     };
     let committed =
         desk.journal.commit(Write::Undo { consumer: desk.consumer, from, to }).await.map_err(|error| match error {
@@ -371,10 +369,33 @@ pub async fn undo(desk: &Desk, from: BlockRef, path: Option<&crate::chain::Follo
     Ok(Done { cursor: Some(to), retracted: committed.retracted, ..Done::default() })
 }
 
-async fn is_canonical(desk: &Desk, block: &BlockRef, path: Option<&crate::chain::Follower>) -> Result<bool, Failed> {
-    match path {
-        Some(path) if block.number >= path.finalized().number => Ok(path.is_canonical(block)),
-        _ => Ok(desk.source.by_number(block.number).await?.hash == block.hash),
+/// By the parents of the orphaned blocks, as far as the provider knows them.
+async fn common_ancestor(
+    desk: &Desk,
+    from: BlockRef,
+    path: Option<&Follower>,
+    ours: u64,
+) -> Result<Option<BlockRef>, Failed> {
+    let mut orphan = from;
+    while orphan.number > ours {
+        let there = canonical(desk, orphan.number - 1, path).await?;
+        if there.hash == orphan.parent {
+            return Ok(Some(there));
+        }
+        orphan = match desk.source.by_hash(orphan.parent).await {
+            Ok(block) if block.hash == orphan.parent && block.number + 1 == orphan.number => block,
+            Ok(_) | Err(ReadError::Unknown { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+    }
+    Ok(None)
+}
+
+/// The canonical block at a height: the path's, or below it the provider's.
+async fn canonical(desk: &Desk, number: u64, path: Option<&Follower>) -> Result<BlockRef, Failed> {
+    match path.and_then(|path| path.at(number)) {
+        Some(block) => Ok(*block),
+        None => Ok(desk.source.by_number(number).await?),
     }
 }
 

@@ -1,10 +1,12 @@
 //! Runs of final blocks from a live node: logs by filter, in ranges that the node can bear. Part of [`rpc`](super::rpc).
 //!
-//! "Too large" shrinks a range, a rate limit never does; an answer of a suspiciously round count is split. Without a
-//! filter the headers' blooms prove an answer complete; with one they prove what came, and not that all came.
+//! "Too large" shrinks a range, a rate limit never does; an answer of a suspiciously round count is split. Every
+//! block's header is looked at: a block of which nothing was told, and whose bloom does not exclude what was asked for,
+//! is asked for whole. Of a block of which something was told, a filter's answer is believed to be all.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use alloy_primitives::U64;
 use futures::{StreamExt, TryStreamExt};
@@ -13,11 +15,15 @@ use serde_json::json;
 use super::Range;
 use super::classify::{Hint, looks_cut};
 use super::rpc::{AT_ONCE, Inner, Place, number, trouble};
-use super::transport::{Endpoint, Fail};
+use super::transport::{Endpoint, Fail, jitter};
 use super::wire::{self, Parts, WireBlock};
 use crate::chain::verify;
 use crate::model::{Block, BlockRef, Log, Wanted};
 
+/// Headers asked for at once: small answers, and as many as there are blocks.
+const HEADERS_AT_ONCE: usize = 32;
+/// One of many questions is asked so often before all that was asked beside it is thrown away.
+const TRIES: u32 = 5;
 /// Blocks in one answer where each is asked for by itself.
 const BLOCKS_AT_ONCE: u64 = 32;
 
@@ -71,14 +77,32 @@ impl Inner {
     }
 
     async fn each(&self, ep: &Endpoint, from: u64, to: u64, wanted: &Wanted) -> Result<Range, Fail> {
-        let asked = futures::stream::iter(from..=to).map(|n| async move {
-            let fetched = self.fetch(ep, Place::Number(n), wanted).await?;
-            self.finish(fetched, wanted)
-        });
+        let asked = futures::stream::iter(from..=to).map(|n| self.whole(ep, Place::Number(n), wanted));
         let blocks: Vec<Block> = asked.buffered(AT_ONCE).try_collect().await?;
         linked(blocks.iter().map(Block::at))?;
         let to = blocks.last().map(Block::at).ok_or_else(|| Fail::Other("an empty range was asked for".into()))?;
         Ok(Range { blocks, to })
+    }
+
+    async fn header_patiently(&self, ep: &Endpoint, number: u64) -> Result<WireBlock, Fail> {
+        let mut tries = 0;
+        loop {
+            match self.header(ep, Place::Number(number)).await {
+                Ok(header) => return Ok(header),
+                Err(fail) => tokio::time::sleep(next_try(fail, &mut tries)?).await,
+            }
+        }
+    }
+
+    /// One block with all that is wanted of it.
+    async fn whole(&self, ep: &Endpoint, place: Place, wanted: &Wanted) -> Result<Block, Fail> {
+        let mut tries = 0;
+        loop {
+            match self.fetch(ep, place, wanted).await {
+                Ok(fetched) => return self.finish(fetched, wanted),
+                Err(fail) => tokio::time::sleep(next_try(fail, &mut tries)?).await,
+            }
+        }
     }
 
     /// Logs of a range by filter, with the headers that they belong to.
@@ -109,17 +133,24 @@ impl Inner {
             }
         }
         let unfiltered = wanted.addresses.is_empty() && wanted.topic0.is_empty();
-        // Without a filter the bloom proves an answer complete: then every header is looked at.
-        let mut heights: BTreeSet<u64> =
-            if unfiltered { (from..=to).collect() } else { by_block.keys().copied().collect() };
-        heights.insert(to);
-        let asked = futures::stream::iter(heights).map(|n| self.header(ep, Place::Number(n)));
-        let headers: Vec<WireBlock> = asked.buffered(AT_ONCE).try_collect().await?;
+        let asked = futures::stream::iter(from..=to).map(|n| self.header_patiently(ep, n));
+        let headers: Vec<WireBlock> = asked.buffered(HEADERS_AT_ONCE).try_collect().await?;
         linked(headers.iter().map(|h| h.at(self.chain)))?;
         let last = headers.last().map(|h| h.at(self.chain)).ok_or_else(|| Fail::Other("no header".into()))?;
         let mut blocks = Vec::new();
         for header in headers {
             let told = by_block.remove(&header.header.number).unwrap_or_default();
+            let untold = told.is_empty() && !unfiltered && !self.quirks.bloom_unreliable;
+            if untold && !header.excludes(wanted, &self.quirks) {
+                // A bloom may allow what is not there; a provider may leave out what is. The whole block tells.
+                let block = self.whole(ep, Place::Hash(header.hash), wanted).await?;
+                if !block.logs.is_empty() {
+                    tracing::warn!(chain = %self.name, provider = %ep.shown, block = header.header.number,
+                        logs = block.logs.len(), "the provider left out logs of a range; they were asked for by block");
+                    blocks.push(block);
+                }
+                continue;
+            }
             let logs = self.checked(&header, told, wanted, unfiltered)?;
             if logs.is_empty() {
                 continue;
@@ -162,6 +193,18 @@ impl Inner {
             verify::in_bloom(bloom, &inside).map_err(contradiction)?;
         }
         Ok(logs)
+    }
+}
+
+/// How long to wait before one question of many is asked again; the failure where it is not.
+fn next_try(fail: Fail, tries: &mut u32) -> Result<Duration, Fail> {
+    *tries += 1;
+    match fail {
+        // Rate limits have been waited for already.
+        Fail::Dead(_) | Fail::Other(_) | Fail::Unknown(_) if *tries < TRIES => {
+            Ok(jitter(Duration::from_millis(100 << *tries)))
+        }
+        fail => Err(fail),
     }
 }
 

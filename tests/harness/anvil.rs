@@ -83,6 +83,17 @@ impl Anvil {
         answer["result"].take()
     }
 
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(sent.expect("kill runs").success());
+    }
+
+    /// SIGTERM, which lets it write its state; waits until it is gone.
+    pub fn terminate(mut self) {
+        self.signal("TERM");
+        self.child.wait().expect("our own child can be waited for");
+    }
+
     pub async fn mine(&self, blocks: u64) {
         self.call("anvil_mine", json!([format!("{blocks:#x}")])).await;
     }

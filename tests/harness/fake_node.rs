@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 
 pub const CHAIN: u64 = 31337;
 pub const TOKEN: Address = Address::repeat_byte(0x70);
-pub const TOPIC: B256 = B256::repeat_byte(0x7a);
+/// ERC-20's Transfer: plugins understand what this node holds.
+pub const TOPIC: B256 = super::chain::TRANSFER;
 
 #[derive(Clone, Debug)]
 pub enum Reply {
@@ -73,10 +74,10 @@ fn make(parent: Option<&Made>, logs: usize, salt: u64) -> Made {
             transaction_index: i as u32,
             transaction_hash: *envelopes[i].tx_hash(),
             address: TOKEN,
-            topics: vec![TOPIC, party],
+            topics: vec![TOPIC, party, party],
             data: data.clone(),
         });
-        let log = alloy_primitives::Log::new_unchecked(TOKEN, vec![TOPIC, party], data);
+        let log = alloy_primitives::Log::new_unchecked(TOKEN, vec![TOPIC, party, party], data);
         let receipt = alloy_consensus::Receipt {
             status: true.into(),
             cumulative_gas_used: 21_000 * (i as u64 + 1),
@@ -228,6 +229,13 @@ impl FakeNode {
 
     pub fn tip(&self) -> B256 {
         self.state().chain.last().expect("a chain has a genesis block").hash
+    }
+
+    /// The number of logs of each canonical block that has any, by its hash.
+    pub fn logs_held(&self) -> std::collections::BTreeMap<String, usize> {
+        let state = self.state();
+        let with_logs = state.chain.iter().filter(|made| !made.logs.is_empty());
+        with_logs.map(|made| (made.hash.to_string(), made.logs.len())).collect()
     }
 
     /// Takes the last `depth` blocks away and puts as many and one more there.

@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod anvil;
+pub mod belt;
 pub mod builds;
 pub mod chain;
 pub mod fake_node;

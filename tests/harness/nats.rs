@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use futures::StreamExt;
+
 pub struct Nats {
     port: u16,
     folder: tempfile::TempDir,
@@ -29,6 +31,21 @@ impl Nats {
 
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// Every message in a JetStream stream, in order. `None` while there is no such stream.
+    pub async fn messages(&self, stream: &str) -> Option<Vec<serde_json::Value>> {
+        let context = async_nats::jetstream::new(async_nats::connect(self.url()).await.ok()?);
+        let stream = context.get_stream(stream).await.ok()?;
+        let count = stream.cached_info().state.messages;
+        let config = async_nats::jetstream::consumer::pull::OrderedConfig::default();
+        let mut messages = stream.create_consumer(config).await.ok()?.messages().await.ok()?;
+        let mut all = Vec::new();
+        while (all.len() as u64) < count {
+            let message = messages.next().await?.ok()?;
+            all.push(serde_json::from_slice(&message.payload).expect("JSON"));
+        }
+        Some(all)
     }
 
     /// SIGKILL.

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_chainweir");
+
 pub struct Process {
     child: Child,
     pub url: String,
@@ -30,13 +32,24 @@ impl Process {
 
     /// The same with environment variables.
     pub async fn start_with(dir: &Path, config: &str, env: &[(&str, &str)]) -> Self {
+        Self::start_through(Command::new(PROGRAM), dir, config, env).await
+    }
+
+    /// The same in a shell that does something first and then becomes the program: it hands down what it set.
+    pub async fn start_after(shell: &str, dir: &Path, config: &str) -> Self {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{shell}; exec \"$0\" \"$@\""), PROGRAM]);
+        Self::start_through(command, dir, config, &[]).await
+    }
+
+    async fn start_through(mut program: Command, dir: &Path, config: &str, env: &[(&str, &str)]) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let port = super::free_port();
         let text = format!("[http]\nlisten = \"127.0.0.1:{port}\"\n\n{config}");
         std::fs::write(dir.join("chainweir.toml"), text).expect("a file in the test's folder");
         let log = dir.join("chainweir.log");
         let stderr = std::fs::File::options().create(true).append(true).open(&log).expect("a log in the folder");
-        let child = Command::new(env!("CARGO_BIN_EXE_chainweir"))
+        let child = program
             .arg("run")
             .current_dir(dir)
             .env_remove("RUST_LOG")
@@ -95,6 +108,21 @@ impl Process {
         }
     }
 
+    /// Another command of the program, told where this one listens: whether it did it, and all that it said.
+    pub fn cli(&self, args: &[&str]) -> (bool, String) {
+        let output = Command::new(PROGRAM).args(args).args(["--url", &self.url]).output().expect("the program runs");
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Of a command that answers in JSON: its stdout alone. Panics where it fails.
+    pub fn cli_json(&self, args: &[&str]) -> Value {
+        let output = Command::new(PROGRAM).args(args).args(["--json", "--url", &self.url]).output();
+        let output = output.expect("the program runs");
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("--json answers in JSON")
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -132,6 +160,30 @@ impl Process {
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
+}
+
+/// A start that is to fail: the exit code and what it says. Panics where it still runs after 20 s.
+pub async fn refused(dir: &Path, config: &str) -> (Option<i32>, String) {
+    let text = format!("[http]\nlisten = \"127.0.0.1:{}\"\n\n{config}", super::free_port());
+    // A file of its own: the one of a running process stays.
+    std::fs::write(dir.join("refused.toml"), text).expect("a file in the test's folder");
+    let mut child = tokio::process::Command::new(PROGRAM)
+        .args(["run", "refused.toml"])
+        .current_dir(dir)
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("the program runs");
+    let mut stderr = child.stderr.take().expect("stderr is piped");
+    let ended = async {
+        let mut said = String::new();
+        tokio::io::AsyncReadExt::read_to_string(&mut stderr, &mut said).await.expect("it speaks UTF-8");
+        (child.wait().await.expect("our own child").code(), said)
+    };
+    tokio::time::timeout(Duration::from_secs(20), ended).await.expect("it runs where it should refuse")
 }
 
 impl Drop for Process {

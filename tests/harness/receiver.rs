@@ -54,6 +54,10 @@ impl Received {
     pub fn event(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).expect("a webhook's body is JSON")
     }
+    /// Whether the answer said that it was taken.
+    pub fn accepted(&self) -> bool {
+        matches!(self.answer, Answer::Status(200..=299) | Answer::Slow(_, 200..=299))
+    }
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().expect("headers are ASCII"))
     }

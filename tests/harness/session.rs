@@ -197,6 +197,12 @@ impl SessionServer {
         s.clock = (s.clock + requests).min(s.length - 1);
     }
 
+    /// Height and hash of the head at this moment.
+    pub fn head(&self) -> (u64, String) {
+        let s = self.state();
+        (height(s.head()), s.head()["hash"].as_str().expect("a hash").to_owned())
+    }
+
     pub fn done(&self) -> bool {
         let s = self.state();
         s.clock == s.length - 1

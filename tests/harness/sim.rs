@@ -91,6 +91,10 @@ impl SimChain {
         tree.blocks[tree.path.last().unwrap()].at()
     }
 
+    pub fn finalized(&self) -> u64 {
+        self.tree.lock().unwrap().finalized as u64
+    }
+
     /// Every log of the canonical chain, in order, with its block.
     pub fn canonical_logs(&self) -> Vec<(BlockRef, Log)> {
         let tree = self.tree.lock().unwrap();

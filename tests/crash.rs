@@ -1,0 +1,158 @@
+//! Promise 1 when the process dies: nothing lost, nothing doubled where a destination can know, and the same id where it
+//! cannot.
+
+use std::time::Duration;
+
+use crate::harness::belt::{Belt, Via, seed, times};
+use crate::harness::receiver::Answer;
+use crate::harness::{guests, until};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_at_any_moment_it_loses_and_doubles_nothing() {
+    let seed = seed();
+    let via = if seed.is_multiple_of(2) { Via::WebSocket } else { Via::Http };
+    let Some(mut belt) = Belt::new(seed, via).await else { return };
+    belt.load(10, false).await;
+    for kill in 0..times(50, 300) {
+        belt.start().await;
+        let life = Duration::from_millis(belt.town.below(600));
+        let process = belt.process.take().expect("it was started");
+        let killed = tokio::spawn(async move {
+            tokio::time::sleep(life).await;
+            process.kill();
+        });
+        // Each request is let end: anvil gives up a reorg half-way when whoever asked for it is gone.
+        while !killed.is_finished() {
+            belt.load(1, true).await;
+        }
+        if kill % 10 == 9 {
+            // It goes on from there by itself, and then dies again.
+            belt.start().await;
+            belt.check().await;
+            belt.kill();
+        }
+    }
+    belt.start().await;
+    belt.check().await;
+    let repeats = {
+        let events: Vec<_> = belt.receiver.received().iter().map(|r| r.event()).collect();
+        crate::harness::process::Ledger::of(&events).repeats
+    };
+    println!("{repeats} webhooks came again, each with its id");
+}
+
+/// Signals while everything hangs: in time, with the right code, and nothing is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signal_ends_it_in_time_whatever_hangs() {
+    let Some(mut belt) = Belt::new(seed(), Via::Http).await else { return };
+    belt.load(30, false).await;
+    belt.receiver.otherwise(Answer::Hang);
+    belt.start().await;
+    belt.receiver.wait_for(1).await;
+    belt.load(10, true).await;
+    let (status, took) = belt.process.take().expect("it runs").terminate().await;
+    assert_eq!(status.code(), Some(0), "{status}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+
+    // A second signal does not wait.
+    let before = belt.receiver.received().len();
+    belt.start().await;
+    belt.receiver.wait_for(before + 1).await;
+    let process = belt.process.take().expect("it runs");
+    process.signal("TERM");
+    // The second in this folder's log; two signals that come together are one.
+    let heard = || process.log().matches("draining").count() == 2;
+    until("the first signal to be heard", || async { heard().then_some(()) }).await;
+    let (status, took) = process.terminate().await;
+    assert_eq!(status.code(), Some(130), "{status}");
+    assert!(took < Duration::from_secs(2), "{took:?}");
+
+    // The provider hangs: its process is stopped, its sockets stay open.
+    belt.receiver.otherwise(Answer::Status(204));
+    belt.start().await;
+    belt.anvil.signal("STOP");
+    let (status, took) = belt.process.take().expect("it runs").terminate().await;
+    belt.anvil.signal("CONT");
+    assert_eq!(status.code(), Some(0), "{status}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+
+    belt.load(5, true).await;
+    belt.start().await;
+    belt.check().await;
+}
+
+/// A disk of the test's own, small enough to be full: a tmpfs.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    /// `None`, said aloud, where mounting is not allowed.
+    fn mount(at: &std::path::Path, bytes: u64) -> Option<Self> {
+        std::fs::create_dir_all(at).expect("a folder");
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"])
+            .arg(at)
+            .stderr(std::process::Stdio::null())
+            .status();
+        if !mounted.is_ok_and(|status| status.success()) {
+            eprintln!("SKIPPED: a tmpfs cannot be mounted here (root only): a full disk is not tried");
+            return None;
+        }
+        Some(Self(at.to_owned()))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_pauses_it_and_room_lets_it_go_on() {
+    let Some(mut belt) = Belt::new(seed(), Via::WebSocket).await else { return };
+    let Some(_disk) = SmallDisk::mount(&belt.dir().join("disk"), 8 << 20) else { return };
+    belt.journal = "disk/chainweir.db";
+    belt.load(20, false).await;
+    belt.start().await;
+    belt.check().await;
+    let filler = belt.dir().join("disk/filler");
+    {
+        use std::io::Write;
+        let mut file = std::fs::File::create(&filler).expect("a file");
+        while file.write_all(&[0; 4096]).is_ok() {}
+    }
+    let paused = |status: &serde_json::Value| status["journal"]["paused"].as_str().map(str::to_owned);
+    let mut why = None;
+    for _ in 0..200 {
+        belt.load(1, false).await;
+        why = belt.running().status().await.as_ref().and_then(paused);
+        if why.is_some() {
+            break;
+        }
+    }
+    let why = why.expect("it notices that the disk is full");
+    assert!(why.contains("full"), "{why}");
+    assert!(belt.running().get("/readyz").await.is_none(), "not ready");
+    assert!(!belt.running().feed("erc20-transfers.transfers").await.is_empty(), "what is there is served");
+    // A plugin that comes now is not refused for it.
+    std::fs::copy(guests::wasm("native-transfers"), belt.dir().join("plugins/native-transfers.wasm"))
+        .expect("the plugins' disk has room");
+    until("it to be as far as it comes", || async { belt.running().log().contains("waits for room").then_some(()) })
+        .await;
+    belt.load(5, false).await;
+    std::fs::remove_file(&filler).expect("the filler is ours");
+    until("the plugin that came meanwhile to run", || async {
+        let status = belt.running().status().await?;
+        status["plugins"].as_array()?.iter().any(|p| p["name"] == "native-transfers").then_some(())
+    })
+    .await;
+    until("it to go on by itself", || async {
+        let status = belt.running().status().await?;
+        paused(&status).is_none().then_some(())
+    })
+    .await;
+    belt.load(5, true).await;
+    belt.check().await;
+    let (status, _) = belt.process.take().expect("it runs").terminate().await;
+    assert_eq!(status.code(), Some(0), "{status}");
+}
