@@ -52,8 +52,8 @@ pub struct Matched {
     records: Vec<u8>,
     block_record: Range<usize>,
     events: Vec<(EventPosition, Range<usize>)>,
-    /// Into `events`, rising.
-    by_subscriber: HashMap<SubscriberId, Vec<u32>>,
+    /// By subscriber; the events of each, into `events`, rise. One list, however many subscribers share a block.
+    gets: Vec<(SubscriberId, u32)>,
     block_subscribers: Vec<SubscriberId>,
 }
 
@@ -128,7 +128,7 @@ impl Index {
             records: Vec::new(),
             block_record: 0..0,
             events: Vec::new(),
-            by_subscriber: HashMap::default(),
+            gets: Vec::new(),
             block_subscribers: self.blocks.clone(),
         };
         matched.block_subscribers.sort_unstable();
@@ -153,6 +153,10 @@ impl Index {
             self.match_transaction(tx, &mut found);
             matched.push(EventPosition::Transaction(tx.index), &mut found, |out| batch::encode_transaction(tx, out));
         }
+        // Stable, so that events stay in order.
+        matched.gets.sort_by_key(|(subscriber, _)| *subscriber);
+        // Two subscriptions of one plugin that both fit bring the event once.
+        matched.gets.dedup();
         matched
     }
 
@@ -255,13 +259,7 @@ impl Matched {
         let start = self.records.len();
         encode(&mut self.records);
         self.events.push((position, start..self.records.len()));
-        for subscriber in found.drain(..) {
-            let events = self.by_subscriber.entry(subscriber).or_default();
-            // Two subscriptions of one plugin that both fit bring the event once.
-            if events.last() != Some(&number) {
-                events.push(number);
-            }
-        }
+        self.gets.extend(found.drain(..).map(|subscriber| (subscriber, number)));
     }
 
     /// The block's own record, to stand before its events.
@@ -275,7 +273,8 @@ impl Matched {
 
     /// A subscriber's events in chain order: position and encoded record.
     pub fn events(&self, subscriber: SubscriberId) -> impl Iterator<Item = (EventPosition, &[u8])> {
-        self.by_subscriber.get(&subscriber).into_iter().flatten().map(|number| {
+        let from = self.gets.partition_point(|(other, _)| *other < subscriber);
+        self.gets[from..].iter().take_while(move |(other, _)| *other == subscriber).map(|(_, number)| {
             let (position, span) = &self.events[*number as usize];
             (*position, &self.records[span.clone()])
         })
@@ -400,6 +399,17 @@ mod tests {
                 expected.sort_by_key(|(order, _)| *order);
                 let found: Vec<EventPosition> = matched.events(id as u32).map(|(p, _)| p).collect();
                 prop_assert_eq!(found, expected.into_iter().map(|(_, p)| p).collect::<Vec<_>>());
+                for (position, record) in matched.events(id as u32) {
+                    let mut alone = Vec::new();
+                    match position {
+                        EventPosition::Log(i) => batch::encode_log(&block.logs[i as usize], &mut alone),
+                        EventPosition::Transaction(i) => {
+                            batch::encode_transaction(&block.transactions[i as usize], &mut alone);
+                        }
+                        EventPosition::Block => unreachable!("the block's own record is told apart"),
+                    }
+                    prop_assert_eq!(record, alone);
+                }
                 prop_assert_eq!(
                     matched.wants_block(id as u32),
                     subscriptions.iter().any(|s| s.kind == EventKind::Block)

@@ -37,6 +37,23 @@ fn closed_port() -> u16 {
 }
 
 #[test]
+fn bench_gives_each_figure_with_what_it_is_compared_with() {
+    let dir = folder();
+    let (code, out, err) = run(dir.path(), &["bench", "crossing", "index", "--smoke", "--json", "--folder", "."]);
+    assert_eq!(code, 0, "{err}");
+    let figures: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&out).expect("JSON");
+    for name in ["crossing_512", "index_one_10000"] {
+        let figure = &figures[name];
+        let keys: Vec<&String> = figure.as_object().unwrap().keys().collect();
+        assert_eq!(keys, ["value", "unit", "against", "ratio"]);
+        assert!(figure["value"].as_f64() > Some(0.0) && figure["ratio"].as_f64() > Some(0.0), "{figure}");
+    }
+    let (code, _, err) = run(dir.path(), &["bench", "crosing"]);
+    assert_eq!(code, 2);
+    assert!(err.contains("no figure 'crosing'") && err.contains("crossing, index"), "{err}");
+}
+
+#[test]
 fn help_names_every_command_and_exit_code() {
     let dir = folder();
     let (code, out, _) = run(dir.path(), &["--help"]);
@@ -52,6 +69,7 @@ fn help_names_every_command_and_exit_code() {
         "status",
         "resume",
         "accept-reorg",
+        "bench",
         "Exit codes:",
         "130",
     ] {

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use serde_json::json;
+
 use crate::harness::belt::{Belt, Via, seed, times};
 use crate::harness::receiver::Answer;
 use crate::harness::{guests, until};
@@ -39,6 +41,65 @@ async fn killed_at_any_moment_it_loses_and_doubles_nothing() {
         crate::harness::process::Ledger::of(&events).repeats
     };
     println!("{repeats} webhooks came again, each with its id");
+}
+
+/// Its receiver stumbles, its servers die too, it may die while it begins, and now and then it is asked to end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_while_its_destinations_fail_it_loses_and_doubles_nothing() {
+    let Some(mut belt) = Belt::new(seed(), Via::WebSocket).await else { return };
+    belt.load(10, false).await;
+    for kill in 0..times(24, 150) {
+        let answers: Vec<Answer> = (0..60)
+            .map(|_| match belt.town.below(20) {
+                0 => Answer::Status(503),
+                1 => Answer::Status(500),
+                2 => Answer::Full(429, vec![("Retry-After", "1".into())], vec![]),
+                3 => Answer::Close,
+                4 => Answer::Hang,
+                5..8 => Answer::Slow(Duration::from_millis(30), 200),
+                _ => Answer::Status(204),
+            })
+            .collect();
+        belt.receiver.drop_script();
+        belt.receiver.script(answers);
+        let life = Duration::from_millis(belt.town.below(1_000));
+        let (process, orderly) = (belt.begin(), belt.town.below(6) == 0);
+        let ended = tokio::spawn(async move {
+            tokio::time::sleep(life).await;
+            if !orderly {
+                return process.kill();
+            }
+            let (status, took) = process.terminate().await;
+            // Without a code: the signal came before the program did.
+            assert!(matches!(status.code(), Some(0) | None), "{status}");
+            assert!(took < Duration::from_secs(10), "{took:?}");
+        });
+        while !ended.is_finished() {
+            belt.load(1, true).await;
+            match belt.town.below(12) {
+                0 => belt.nats.restart().await,
+                1 => belt.postgres.restart().await,
+                _ => {}
+            }
+        }
+        ended.await.expect("it ended as it should");
+        if kill % 12 == 11 {
+            belt.receiver.drop_script();
+            belt.start().await;
+            // The gaps between attempts are meant for hours: a person says that all is well.
+            until("nothing to wait any more", || async {
+                for output in ["hook", "rows", "queue"] {
+                    let (code, said) = belt.running().post(&format!("/outputs/{output}/resume"), &json!({})).await;
+                    assert_eq!(code, 200, "{said}");
+                }
+                let status = belt.running().status().await?;
+                status["outputs"].as_array()?.iter().all(|output| output["parked"] == json!(0)).then_some(())
+            })
+            .await;
+            belt.check().await;
+            belt.kill();
+        }
+    }
 }
 
 /// Signals while everything hangs: in time, with the right code, and nothing is lost.

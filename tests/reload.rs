@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::harness::anvil::Anvil;
 use crate::harness::builds::{digest, hostile, other_world, put, variant};
-use crate::harness::chain::{Chain, Town};
+use crate::harness::chain::{Chain, Town, ether};
 use crate::harness::guests;
 use crate::harness::process::{Ledger, Process};
 
@@ -457,7 +457,9 @@ async fn a_faulted_plugin_goes_on_at_its_cursor_when_a_better_file_comes() {
     until_plugin(&process, "counter", retry_at, |p| p.is_some_and(|p| p["chains"][0]["faults"].as_u64() > Some(2)))
         .await;
     let before = plugin(&process, "counter").await.expect("it is there");
-    world.chain.reorg(6, &[]).await;
+    // With something in it: empty blocks of the same second would be the very same ones again.
+    let (one, other) = (world.chain.accounts[0], world.chain.accounts[1]);
+    world.chain.reorg(6, &[(ether(one, other, 1), 0)]).await;
     let parted = world.chain.hash(at - 1).await.to_string();
     let gone = |p: Option<&Value>| {
         p.is_some_and(|p| p["chains"][0]["cursor"]["hash"] == parted || p["chains"][0]["state"] == "live")

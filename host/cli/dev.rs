@@ -247,11 +247,10 @@ async fn rebuild(mut watching: Watching, settings: Settings, built: mpsc::Unboun
                 let own = path.strip_prefix(source).ok().and_then(|rest| rest.components().next());
                 own.is_some_and(|first| is_source(first.as_os_str().as_ref()))
             };
-            if paths.iter().any(|path| code(path) && inside(path) && !path.ends_with("chainweir.toml")) {
-                if settings.build(source).await {
-                    // The receiver is gone only when the command ends.
-                    let _ended = built.send(());
-                }
+            let touched = paths.iter().any(|path| code(path) && inside(path) && !path.ends_with("chainweir.toml"));
+            if touched && settings.build(source).await {
+                // The receiver is gone only when the command ends.
+                let _ended = built.send(());
             }
         }
     }

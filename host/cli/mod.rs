@@ -5,6 +5,7 @@
 
 mod accept_reorg;
 mod artifact;
+mod bench;
 mod check;
 mod client;
 mod dead;
@@ -69,6 +70,8 @@ enum Command {
     Resume(resume::Args),
     /// A chain that halted on a reorg of final blocks goes on with the provider's chain as it is
     AcceptReorg(accept_reorg::Args),
+    /// Measure this machine, each figure beside what it is compared with
+    Bench(bench::Args),
 }
 
 /// Parses the arguments, runs the command, says what went wrong.
@@ -104,6 +107,7 @@ async fn dispatch(command: Command) -> anyhow::Result<Exit> {
         Command::Status(args) => status::run(args).await,
         Command::Resume(args) => resume::run(args).await,
         Command::AcceptReorg(args) => accept_reorg::run(args).await,
+        Command::Bench(args) => bench::run(args).await,
     }
 }
 

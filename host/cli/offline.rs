@@ -1,7 +1,7 @@
 //! Recorded blocks through one plugin, with the whole process in between: its journal is thrown away.
 //!
-//! A recording goes on when the plugin has seen what there is: it sees every branch, and the same recording always
-//! gives the same output, retractions among it.
+//! A recording goes over to another branch when the plugin has seen the one before: the same recording always gives
+//! the same output, retractions among it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ pub async fn play(offline: Offline, mut each: impl FnMut(Delivery) -> anyhow::Re
     let recording = Recorded::open(open)
         .await
         .map_err(|error| Trouble::usage(error.to_string(), "'chainweir record' makes a recording"))?;
-    let stepped = Arc::new(Stepped::new(recording).await?);
+    let stepped = Arc::new(Stepped { recording, end: Mutex::default(), told: Semaphore::new(0) });
     let given = BTreeMap::from([(CHAIN.to_owned(), stepped.clone() as Arc<dyn Source>)]);
     let running = host::start_with(config, given).await?;
     let progress = offline.progress.then(|| tokio::spawn(host::show_progress(running.handle.clone())));
@@ -55,30 +55,26 @@ pub async fn play(offline: Offline, mut each: impl FnMut(Delivery) -> anyhow::Re
 
 const CHAIN: &str = "recorded";
 
-/// A recording whose next line comes when it is told to.
+/// A recording that waits at the end of each branch until it is told to go on.
 struct Stepped {
     recording: Recorded,
-    /// The head, once the follower may look at it; `None` while the next one comes.
-    head: Mutex<Option<BlockRef>>,
+    /// The end of a branch, while it waits there.
+    end: Mutex<Option<BlockRef>>,
     told: Semaphore,
 }
 
 impl Stepped {
-    async fn new(recording: Recorded) -> Result<Self, ReadError> {
-        let head = recording.head().await?;
-        Ok(Self { recording, head: Mutex::new(Some(head)), told: Semaphore::new(0) })
+    fn end(&self) -> std::sync::MutexGuard<'_, Option<BlockRef>> {
+        self.end.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn head_now(&self) -> std::sync::MutexGuard<'_, Option<BlockRef>> {
-        self.head.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// Goes on where the plugin stands at the head.
+    /// Goes on where the plugin has seen the branch; or stands above it: one that is lower says nothing to it.
     fn go_on(&self, journal: &dyn Journal) -> anyhow::Result<()> {
-        let mut head = self.head_now();
-        let Some(at) = *head else { return Ok(()) };
-        if journal.consumers()?.iter().any(|consumer| consumer.cursor.is_some_and(|cursor| cursor.hash == at.hash)) {
-            *head = None;
+        let mut end = self.end();
+        let Some(at) = *end else { return Ok(()) };
+        let seen = |cursor: BlockRef| cursor.hash == at.hash || cursor.number > at.number;
+        if journal.consumers()?.iter().any(|consumer| consumer.cursor.is_some_and(seen)) {
+            *end = None;
             self.told.add_permits(1);
         }
         Ok(())
@@ -109,12 +105,16 @@ impl Source for Stepped {
         self.recording.range(from, to, wanted).await
     }
     async fn changed(&self) {
-        // Nobody closes it.
-        if let Ok(permit) = self.told.acquire().await {
-            permit.forget();
+        if self.recording.parts_next()
+            && let Ok(head) = self.recording.head().await
+        {
+            *self.end() = Some(head);
+            // Nobody closes it.
+            if let Ok(told) = self.told.acquire().await {
+                told.forget();
+            }
         }
         self.recording.changed().await;
-        *self.head_now() = self.recording.head().await.ok();
     }
     fn first(&self) -> Option<u64> {
         self.recording.first()

@@ -81,7 +81,7 @@ pub struct ParkedKey {
 pub struct Left {
     /// The first of them.
     pub known: VecDeque<u64>,
-    /// Whether these are all.
+    /// There are more than these.
     pub beyond: bool,
     /// How many there are, those beyond included.
     pub count: u64,

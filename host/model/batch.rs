@@ -22,8 +22,10 @@ struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    fn new(out: &'a mut Vec<u8>, kind: u8, flags: u8, fixed: u16) -> Self {
+    /// `variable`: bytes behind the fixed fields. Room is made once.
+    fn new(out: &'a mut Vec<u8>, kind: u8, flags: u8, fixed: u16, variable: usize) -> Self {
         let start = out.len();
+        out.reserve(usize::from(fixed) + variable + 8);
         out.extend_from_slice(&[0, 0, 0, 0, kind, flags]);
         out.extend_from_slice(&fixed.to_le_bytes());
         Self { out, start }
@@ -52,7 +54,7 @@ impl<'a> Record<'a> {
 }
 
 pub fn encode_block(header: &Header, subscribed: bool, out: &mut Vec<u8>) {
-    let mut r = Record::new(out, 1, u8::from(subscribed), BLOCK_FIXED);
+    let mut r = Record::new(out, 1, u8::from(subscribed), BLOCK_FIXED, 0);
     r.u64(header.at.number).u64(header.at.time).u64(header.gas_used).u64(header.gas_limit);
     r.u64(header.base_fee.unwrap_or(u64::MAX));
     r.u32(header.transaction_count.unwrap_or(u32::MAX)).zeros(4);
@@ -62,7 +64,7 @@ pub fn encode_block(header: &Header, subscribed: bool, out: &mut Vec<u8>) {
 }
 
 pub fn encode_transaction(tx: &Transaction, out: &mut Vec<u8>) {
-    let mut r = Record::new(out, 2, FLAG_SUBSCRIBED, TRANSACTION_FIXED);
+    let mut r = Record::new(out, 2, FLAG_SUBSCRIBED, TRANSACTION_FIXED, tx.input.len());
     let status = tx.success.map_or(2, u8::from);
     let flags = u8::from(tx.to.is_some()) | u8::from(tx.created.is_some()) << 1;
     r.u32(tx.index).put(&[status, tx.kind, flags, 0]);
@@ -76,7 +78,7 @@ pub fn encode_transaction(tx: &Transaction, out: &mut Vec<u8>) {
 }
 
 pub fn encode_log(log: &Log, out: &mut Vec<u8>) {
-    let mut r = Record::new(out, 3, FLAG_SUBSCRIBED, LOG_FIXED);
+    let mut r = Record::new(out, 3, FLAG_SUBSCRIBED, LOG_FIXED, 32 * log.topics.len() + log.data.len());
     r.u32(log.index).u32(log.transaction_index).put(log.transaction_hash.as_slice());
     r.put(log.address.as_slice()).put(&[log.topics.len() as u8, 0, 0, 0]);
     r.u32(log.data.len() as u32).zeros(4);
@@ -119,6 +121,11 @@ impl BatchBuilder {
     }
     pub fn records(&self) -> u32 {
         self.records
+    }
+    /// Gives back what is beyond `keep` bytes of room.
+    pub fn trim(&mut self, keep: usize) {
+        self.bytes.clear();
+        self.bytes.shrink_to(keep);
     }
     pub fn finish(&mut self) -> &[u8] {
         self.bytes[16..20].copy_from_slice(&self.records.to_le_bytes());

@@ -32,6 +32,8 @@ const MAX_OVERRUNS: u32 = 12;
 /// Skipped events of one step. A plugin that can do nothing at all is stopped, not walked through a chain.
 const MAX_POISON: usize = 1024;
 const MIB: usize = 1 << 20;
+/// A live block's batch finds its room made; a plugin at rest does not hold the megabyte that catching up took.
+const KEPT_BATCH_BYTES: usize = 128 << 10;
 /// In a batch record: kind, then flags, of which bit 0 says that the plugin asked for this event.
 const FLAGS_AT: usize = 5;
 const SUBSCRIBED: u8 = 1;
@@ -126,6 +128,7 @@ impl Worker {
         };
         let done = step.run();
         let Step { mut out, overlay, .. } = step;
+        self.batch.trim(KEPT_BATCH_BYTES);
         let recycle = self.setup.limits.recycle_memory_mib as usize * MIB;
         if self.memory_bytes() > recycle {
             self.live = None;

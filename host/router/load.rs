@@ -6,6 +6,8 @@ use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
+
 use super::blocks::Blocks;
 use super::consumer::FULL_RETRY;
 use super::work::state_of;
@@ -66,6 +68,8 @@ pub struct InstalledConsumer {
     pub row: Consumer,
     /// In the order of the manifest's streams.
     pub tracks: Vec<(TrackId, StreamId)>,
+    /// Linked already: the swap is an assignment.
+    pub worker: Worker,
 }
 
 /// A chain that has answered.
@@ -98,6 +102,8 @@ pub struct Load {
     pub upgrade: bool,
     /// The version that it replaces because that one is bad, and why.
     pub instead_of: Option<(Digest, String)>,
+    /// A folder full of plugins is compiled a few at a time.
+    pub compilers: Arc<Semaphore>,
 }
 
 /// Where versions are kept, so that a rollback does not depend on the plugin folder.
@@ -136,11 +142,13 @@ impl Load {
         let provides = self.provides.clone();
         let refuse = |why: String| Refusal { for_plugin: provides.clone(), why, banned: false };
         let this = Arc::new(self);
+        let permit = this.compilers.acquire().await.map_err(|e| refuse(format!("loading ended: {e}")))?;
         let job = this.clone();
         let candidate = tokio::task::spawn_blocking(move || job.describe())
             .await
             .map_err(|e| refuse(format!("loading panicked: {e}")))?
             .map_err(refuse)?;
+        drop(permit);
         let name = candidate.manifest.name.clone();
         if let Some(other) = provides.as_ref().filter(|other| **other != name) {
             return Err(refuse(format!(
@@ -279,7 +287,8 @@ impl Load {
                 .into_iter()
                 .find(|c| c.plugin == *name && c.chain == chain.id)
                 .ok_or_else(|| format!("{name} on {} is not in the journal after it was written", chain.id))?;
-            consumers.push(InstalledConsumer { chain_name: chain.name.clone(), row, tracks });
+            let worker = candidate.worker(chain.id).map_err(|e| e.to_string())?;
+            consumers.push(InstalledConsumer { chain_name: chain.name.clone(), row, tracks, worker });
         }
         let version = |write| self.commit(Write::Version(write));
         version(VersionWrite::Running {

@@ -24,12 +24,12 @@ mod plugins;
 mod turns;
 mod work;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use self::blocks::{Blocks, Plan};
@@ -176,6 +176,9 @@ struct Router {
     newest: HashMap<PathBuf, crate::plugin::Digest>,
     lanes: BTreeMap<OutputName, (Lane, watch::Sender<Arc<Vec<Routed>>>)>,
     turns: Arc<Turns>,
+    compilers: Arc<Semaphore>,
+    /// Files that are being loaded.
+    loading: HashSet<PathBuf>,
 
     connecting: JoinSet<Input>,
     jobs: JoinSet<Worked>,
@@ -234,6 +237,8 @@ impl Router {
             newest: HashMap::new(),
             lanes: BTreeMap::new(),
             turns: Arc::new(Turns::new(processors)),
+            compilers: Arc::new(Semaphore::new(processors)),
+            loading: HashSet::new(),
             connecting: JoinSet::new(),
             jobs: JoinSet::new(),
             loads: JoinSet::new(),

@@ -85,7 +85,9 @@ impl Router {
             bytes,
             upgrade: !dropped,
             instead_of: if let Why::InsteadOf(digest, why) = because { Some((digest, why)) } else { None },
+            compilers: self.compilers.clone(),
         };
+        self.loading.insert(file.clone());
         self.loads.spawn(async move {
             let result = load.run().await;
             let done = match &result {
@@ -101,6 +103,7 @@ impl Router {
 
     pub(super) fn loaded(&mut self, loaded: Loaded) {
         let Loaded { file, digest, result, dropped, answer, done } = loaded;
+        self.loading.remove(&file);
         // A newer content of the same file is on its way: this one was overtaken.
         if dropped && self.newest.get(&file) != Some(&digest) {
             return;
@@ -130,6 +133,10 @@ impl Router {
                 self.refuse_file(file.clone(), digest.to_string(), why.clone());
                 if let Some(name) = name.filter(|name| banned && !self.plugins.contains_key(name)) {
                     self.load_last_good(&name, file);
+                }
+                if dropped {
+                    // What runs instead was left out of new chains meanwhile.
+                    self.place_on_new_chains();
                 }
                 Err(why)
             }
@@ -245,7 +252,7 @@ impl Router {
                 Some(consumer) => {
                     consumer.tracks = tracks;
                     if changed {
-                        consumer.worker = None;
+                        consumer.worker = Some(new.worker);
                         (consumer.failures, consumer.retry_at, consumer.stuck) = (0, None, None);
                     }
                 }
@@ -264,7 +271,7 @@ impl Router {
                         begun: place.cursor.is_some(),
                         place,
                         tracks,
-                        worker: None,
+                        worker: Some(new.worker),
                         busy: false,
                         failures: 0,
                         retry_at: None,
@@ -293,7 +300,8 @@ impl Router {
                 plugin.candidate.settings.chains.as_ref().is_none_or(|only| only.contains(name))
                     && !plugin.consumers.contains_key(name)
             };
-            plugin.pending.is_none() && ready.iter().any(|chain| belongs(&chain.name))
+            let under_way = plugin.pending.is_some() || self.loading.contains(&plugin.candidate.file);
+            !under_way && ready.iter().any(|chain| belongs(&chain.name))
         });
         let again: Vec<(PathBuf, Digest)> = again.map(|p| (p.candidate.file.clone(), p.candidate.digest)).collect();
         for (file, digest) in again {

@@ -284,30 +284,30 @@ async fn commit(
 /// Gives emissions their ids, and writes the payloads that plugins left to the host.
 fn name_emissions(desk: &Desk, output: &StepOutput, matched: &[Arc<Matched>]) -> Result<Vec<NewEntry>, Failed> {
     let mut entries = Vec::with_capacity(output.emissions.len());
-    let mut incarnation = (usize::MAX, 0);
+    let (mut begun, mut incarnation, mut events, mut next) = (usize::MAX, 0, vec![], 0);
     for emission in &output.emissions {
         let block = &matched[emission.block];
-        if incarnation.0 != emission.block {
-            incarnation = (emission.block, desk.journal.incarnation(desk.consumer, &block.at.hash)?);
+        if begun != emission.block {
+            incarnation = desk.journal.incarnation(desk.consumer, &block.at.hash)?;
+            (begun, events, next) = (emission.block, block.events(desk.subscriber).collect(), 0);
         }
-        let record = || match emission.position {
-            EventPosition::Block => block.block_record(),
-            position => block
-                .events(desk.subscriber)
-                .find(|(p, _)| *p == position)
-                .map_or_else(|| block.block_record(), |(_, record)| record),
-        };
+        // Most answers speak of events in their order: the one sought is near the last one.
+        let is_it = |(position, _): &(EventPosition, &[u8])| *position == emission.position;
+        let ahead = events[next..].iter().position(is_it).map(|n| next + n);
+        let found = ahead.or_else(|| events[..next].iter().position(is_it));
+        next = found.unwrap_or(next);
+        let record = found.map_or_else(|| block.block_record(), |n| events[n].1);
         let (track, stream) = &desk.tracks[usize::from(emission.stream)];
         let (content_type, payload) = match &emission.payload {
             Some(payload) => (emission.content_type, payload.clone()),
             None => {
-                let json = payload::as_json(emission.position, record());
+                let json = payload::as_json(emission.position, record);
                 (ContentType::Json, json.to_string().into_bytes())
             }
         };
         let lane_key = match &emission.lane_key {
             Some(key) => key.clone(),
-            None => payload::lane_key(desk.chain, emission.position, record()),
+            None => payload::lane_key(desk.chain, emission.position, record),
         };
         entries.push(NewEntry {
             track: *track,
@@ -317,7 +317,7 @@ fn name_emissions(desk: &Desk, output: &StepOutput, matched: &[Arc<Matched>]) ->
                 emission.position,
                 stream,
                 emission.ordinal,
-                incarnation.1,
+                incarnation,
             ),
             block: block.at,
             position: emission.position,

@@ -195,6 +195,12 @@ impl Recorded {
         }
     }
 
+    /// The next line does not stand on the head: a reorg.
+    pub fn parts_next(&self) -> bool {
+        let next = self.shared.entries.get(self.played().count);
+        next.is_some_and(|next| next.at.parent != self.head_entry().at.hash)
+    }
+
     fn head_entry(&self) -> &Entry {
         // `load` refuses an empty recording and plays the first line.
         &self.shared.entries[self.played().count - 1]

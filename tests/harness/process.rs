@@ -32,17 +32,26 @@ impl Process {
 
     /// The same with environment variables.
     pub async fn start_with(dir: &Path, config: &str, env: &[(&str, &str)]) -> Self {
-        Self::start_through(Command::new(PROGRAM), dir, config, env).await
+        let mut process = Self::spawn(Command::new(PROGRAM), dir, config, env);
+        process.answers().await;
+        process
+    }
+
+    /// The same without waiting for anything.
+    pub fn begin(dir: &Path, config: &str, env: &[(&str, &str)]) -> Self {
+        Self::spawn(Command::new(PROGRAM), dir, config, env)
     }
 
     /// The same in a shell that does something first and then becomes the program: it hands down what it set.
     pub async fn start_after(shell: &str, dir: &Path, config: &str) -> Self {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("{shell}; exec \"$0\" \"$@\""), PROGRAM]);
-        Self::start_through(command, dir, config, &[]).await
+        let mut process = Self::spawn(command, dir, config, &[]);
+        process.answers().await;
+        process
     }
 
-    async fn start_through(mut program: Command, dir: &Path, config: &str, env: &[(&str, &str)]) -> Self {
+    fn spawn(mut program: Command, dir: &Path, config: &str, env: &[(&str, &str)]) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let port = super::free_port();
         let text = format!("[http]\nlisten = \"127.0.0.1:{port}\"\n\n{config}");
@@ -60,16 +69,18 @@ impl Process {
             .spawn()
             .expect("the program runs");
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().expect("a client");
-        let mut process = Self { child, url: format!("http://127.0.0.1:{port}"), log, http };
+        Self { child, url: format!("http://127.0.0.1:{port}"), log, http }
+    }
+
+    async fn answers(&mut self) {
         let began = Instant::now();
-        while process.get("/healthz").await.is_none() {
-            if let Some(status) = process.child.try_wait().expect("our own child") {
-                panic!("it ended at once ({status}):\n{}", process.log());
+        while self.get("/healthz").await.is_none() {
+            if let Some(status) = self.child.try_wait().expect("our own child") {
+                panic!("it ended at once ({status}):\n{}", self.log());
             }
-            assert!(began.elapsed() < Duration::from_secs(30), "it does not answer:\n{}", process.log());
+            assert!(began.elapsed() < Duration::from_secs(30), "it does not answer:\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        process
     }
 
     /// The body of a GET, where it is JSON or text with status 200.

@@ -118,6 +118,11 @@ impl Receiver {
         self.shared.0.lock().unwrap().script.extend(answers);
     }
 
+    /// What is left of the script is not played.
+    pub fn drop_script(&self) {
+        self.shared.0.lock().unwrap().script.clear();
+    }
+
     /// The answer when the script is at its end.
     pub fn otherwise(&self, answer: Answer) {
         self.shared.0.lock().unwrap().otherwise = Some(answer);

@@ -78,37 +78,17 @@ fn say_missing(missing: &[String]) {
 }
 
 pub fn bench(args: &[String]) -> Result<()> {
-    guests(&[])?;
-    if args.iter().any(|arg| arg == "--smoke") { bench_smoke() } else { benches(&[], args) }
+    run(cargo(["bench", "--bench", "figures", "--"]).args(args))
 }
 
-/// `--test` is criterion's own: each benchmark once, nothing measured. Benchmarks of our own read CHAINWEIR_SMOKE.
-fn bench_smoke() -> Result<()> {
-    benches(&[("CHAINWEIR_SMOKE", "1")], &["--test".to_owned()])
-}
-
-fn benches(env: &[(&str, &str)], args: &[String]) -> Result<()> {
-    let names = bench_names()?;
-    if names.is_empty() {
-        eprintln!("bench: there are none");
-        return Ok(());
-    }
-    let mut bench = cargo(["bench"]);
-    for name in names {
-        bench.args(["--bench", &name]);
-    }
-    run(bench.arg("--").args(args).envs(env.iter().copied()))
-}
-
-/// The benchmarks of the host. Asked by name: `cargo bench --benches` would run the unit tests, too.
-fn bench_names() -> Result<Vec<String>> {
-    let metadata = quiet(&mut cargo(["metadata", "--no-deps", "--format-version", "1"]))?;
-    let metadata: Value = serde_json::from_str(&metadata).context("what cargo metadata says is not JSON")?;
-    let packages = metadata["packages"].as_array().context("cargo metadata names no packages")?;
-    let host = packages.iter().find(|package| package["name"] == "chainweir").context("no package chainweir")?;
-    let targets = host["targets"].as_array().context("no targets")?;
-    let benches = targets.iter().filter(|target| target["kind"] == serde_json::json!(["bench"]));
-    Ok(benches.filter_map(|target| target["name"].as_str().map(str::to_owned)).collect())
+/// The benchmarks' plugin is part of the program, so that it measures where there is no Rust toolchain.
+pub fn filter(_args: &[String]) -> Result<()> {
+    run(&mut cargo(["build", "--release", "--target", "wasm32-unknown-unknown", "--package", "filter"]))?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let built = target.join("wasm32-unknown-unknown/release/filter.wasm");
+    fs::copy(&built, root().join("host/cli/bench/filter.wasm"))
+        .with_context(|| format!("cannot copy {}", built.display()))?;
+    Ok(())
 }
 
 pub fn ci(_args: &[String]) -> Result<()> {
@@ -127,7 +107,7 @@ pub fn ci(_args: &[String]) -> Result<()> {
     step("deny", deny)?;
     step("docs", || run(cargo(["doc", "--release", "--no-deps", "--workspace"]).env("RUSTDOCFLAGS", "-D warnings")))?;
     step("test", || run_tests(&[]))?;
-    step("bench, once", bench_smoke)?;
+    step("bench, once", || bench(&["--smoke".to_owned()]))?;
     say_missing(&missing);
     Ok(())
 }

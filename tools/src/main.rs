@@ -38,9 +38,15 @@ const CHORES: &[Chore] = &[
     },
     Chore {
         name: "bench",
-        args: "[--smoke]",
+        args: "[FIGURE] [--smoke]",
         help: "every benchmark; --smoke: once and short, to see that each works",
         run: chores::bench,
+    },
+    Chore {
+        name: "filter",
+        args: "",
+        help: "build tests/guests/filter into host/cli/bench/filter.wasm, the benchmarks' plugin",
+        run: chores::filter,
     },
     Chore {
         name: "ci",

@@ -3,7 +3,7 @@
 //! `mode` is what it does with every event, `evil` what it does wrong, `at` the events (by the u32 at byte 8 of
 //! their record: log index, transaction index, low half of a block number) at which it does it; without `at`, always.
 //! `name`, `version` and `state_version` (as texts) are what it says of itself. A test that needs many builds writes
-//! such a configuration into [`SLOT`] in the .wasm: it then stands in for the one that the host gives.
+//! such a configuration into `SLOT` in the .wasm: it then stands in for the one that the host gives.
 //! Written against the bytes of sdk/ABI.md, not against the SDK, so that each checks the other.
 
 wit_bindgen::generate!({ path: "../../../sdk/wit", world: "plugin" });
