@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::harness::anvil::Anvil;
+use crate::harness::belt::{seed, times};
+use crate::harness::cable::{Break, Cable};
 use crate::harness::chain::{Chain, Town, Transfer};
 use crate::harness::fake_node::{FakeNode, Reply};
 use crate::harness::process::{Ledger, Process};
@@ -108,7 +110,16 @@ async fn a_provider_that_refuses_and_stumbles_loses_nothing() {
         if let ("eth_getLogs", Some(from), Some(to)) = (method, at("fromBlock"), at("toBlock"))
             && to - from >= 25
         {
-            return Reply::Error(-32005, "query returned more than 10000 results".into());
+            // One of them echoes the question as its suggestion.
+            return match calls % 4 {
+                0 => Reply::Error(-32005, "query returned more than 10000 results".into()),
+                1 => Reply::Error(-32602, "query exceeds max block range 25".into()),
+                2 => Reply::Error(-32602, format!("query exceeds max results 20000, retry with the range {from}-{to}")),
+                _ => Reply::Error(
+                    -32602,
+                    format!("Log response size exceeded. this block range should work: [{from:#x}, {:#x}]", from + 9),
+                ),
+            };
         }
         match calls % 97 {
             25 => Reply::Error(-32005, "request rate exceeded".into()),
@@ -189,6 +200,94 @@ async fn a_node_that_is_killed_is_found_again_where_it_was() {
         (status["chains"][0]["state"] == "following").then_some(())
     })
     .await;
+}
+
+/// In the middle of whatever is said: by byte, at random, over both ways, cut or silent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_provider_that_goes_away_in_a_backfill_is_read_on_when_it_is_back() {
+    let seed = seed();
+    let Some(anvil) = Anvil::start(&["--no-mining"]) else { return };
+    let chain = Chain::connect(&anvil.http()).await;
+    let mut town = Town::found(&chain, seed).await;
+    for _ in 0..150 {
+        town.block(&chain, 5).await;
+    }
+    chain.mine(150).await;
+    let ways = ["ws", "http"].into_iter().flat_map(|way| [(way, Break::Cut), (way, Break::Silence)]);
+    for (way, how) in ways.cycle().take(times(4, 40) as usize) {
+        let cable = Cable::to(anvil.port).await;
+        let bytes = 5_000 + town.below(300_000);
+        println!("{way}: {how:?} after {bytes} bytes");
+        cable.break_after(bytes, how);
+        let folder = folder();
+        let config = chain_config(&format!("{way}://127.0.0.1:{}", cable.port))
+            .replace("start = 0", "start = 0\ntimeout_ms = 1000\nmax_range = 10")
+            + "[output.all]\ntype = \"file\"\npath = \"all.ndjson\"\n"
+            + &route(&["all"]);
+        let process = Process::start(folder.path(), &config).await;
+        until("the cable to break", || async { cable.is_broken().then_some(()) }).await;
+        until("the program to notice", || async {
+            let status = process.status().await?;
+            (status["chains"][0]["state"] == "unreachable").then_some(())
+        })
+        .await;
+        town.block(&chain, 5).await;
+        town.reorg(&chain, 8, 2).await;
+        cable.mend();
+        at_head(&process, &chain).await;
+        let truth = chain.transfers(0..=chain.head().await).await;
+        until("every transfer once", || async {
+            let text = std::fs::read_to_string(folder.path().join("all.ndjson")).unwrap_or_default();
+            let events: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).expect("NDJSON")).collect();
+            let ledger = Ledger::of(&events);
+            assert_eq!(ledger.repeats, 0);
+            (ledger.transfers() == truth).then_some(())
+        })
+        .await;
+    }
+}
+
+/// It lost its last blocks with its process, and what comes then is another chain.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_comes_back_behind_is_followed_where_it_goes() {
+    let port = free_port();
+    let Some(anvil) = Anvil::on(port, &["--no-mining"]) else { return };
+    let chain = Chain::connect(&anvil.http()).await;
+    let mut town = Town::found(&chain, seed()).await;
+    let (folder, receiver) = (folder(), Receiver::start().await);
+    let config = chain_config(&anvil.ws()) + &webhook("shop", &receiver, "") + &route(&["shop"]);
+    let process = Process::start(folder.path(), &config).await;
+    for _ in 0..10 {
+        town.block(&chain, 5).await;
+    }
+    let kept = chain.head().await;
+    let state = anvil.state().await;
+    for _ in 0..8 {
+        town.block(&chain, 5).await;
+    }
+    holds("what came before", &receiver, &chain).await;
+    let before = (chain.head().await, accepted(&receiver));
+    drop(anvil);
+    until("the program to notice", || async {
+        let status = process.status().await?;
+        (status["chains"][0]["state"] == "unreachable").then_some(())
+    })
+    .await;
+    let file = folder.path().join("anvil.json");
+    std::fs::write(&file, state).expect("a file in the test's folder");
+    let Some(_anvil) = Anvil::on(port, &["--no-mining", "--load-state", file.to_str().expect("UTF-8")]) else { return };
+    assert_eq!(chain.head().await, kept, "anvil is where it was");
+    until("the chain to be followed again", || async {
+        let status = process.status().await?;
+        (status["chains"][0]["state"] == "following").then_some(())
+    })
+    .await;
+    assert_eq!(accepted(&receiver), before.1, "a lower head takes nothing back");
+    while chain.head().await < before.0 + 3 {
+        town.block(&chain, 5).await;
+    }
+    holds("what came instead", &receiver, &chain).await;
+    assert_ne!(accepted(&receiver), before.1);
 }
 
 /// From the block's being mined to its delivery's arrival, for each transfer: what the receiver beside bad ones feels.

@@ -83,6 +83,16 @@ impl Anvil {
         answer["result"].take()
     }
 
+    /// All that it knows now, as a file for `--load-state`.
+    pub async fn state(&self) -> Vec<u8> {
+        use std::io::Read;
+        let packed = self.call("anvil_dumpState", json!([])).await;
+        let packed = alloy_primitives::hex::decode(packed.as_str().expect("hex")).expect("hex");
+        let mut text = Vec::new();
+        flate2::read::GzDecoder::new(packed.as_slice()).read_to_end(&mut text).expect("gzip");
+        text
+    }
+
     pub fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
         assert!(sent.expect("kill runs").success());

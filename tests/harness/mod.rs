@@ -6,6 +6,7 @@
 pub mod anvil;
 pub mod belt;
 pub mod builds;
+pub mod cable;
 pub mod chain;
 pub mod fake_node;
 pub mod guests;

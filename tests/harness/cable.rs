@@ -1,0 +1,128 @@
+//! The wire between the program and a node, to be broken at a byte, in the middle of whatever is said just then.
+//!
+//! `Cable::to(port)` listens on a port of its own and passes everything on. [`Cable::break_after`] says when it breaks, and
+//! how; [`Cable::mend`] lets new connections through again. Connections that were broken stay so, as behind a router
+//! that has forgotten them.
+
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Break {
+    /// Every connection is closed, and new ones at once.
+    Cut,
+    /// Connections stay open and nothing comes any more.
+    Silence,
+}
+
+pub struct Cable {
+    pub port: u16,
+    shared: Arc<Shared>,
+    server: tokio::task::JoinHandle<()>,
+}
+
+struct Shared {
+    /// Bytes that still come from the node before it breaks, and how it does.
+    left: Mutex<Option<(u64, Break)>>,
+    broken: watch::Sender<Option<Break>>,
+}
+
+impl Cable {
+    /// To a node on the loopback.
+    pub async fn to(node: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let port = listener.local_addr().expect("a bound socket has an address").port();
+        let shared = Arc::new(Shared { left: Mutex::new(None), broken: watch::Sender::new(None) });
+        let state = shared.clone();
+        let server = tokio::spawn(async move {
+            loop {
+                let (client, _) = listener.accept().await.expect("the loopback accepts");
+                tokio::spawn(state.clone().carry(client, node));
+            }
+        });
+        Self { port, shared, server }
+    }
+
+    pub fn break_after(&self, bytes: u64, how: Break) {
+        *self.shared.left.lock().unwrap() = Some((bytes, how));
+    }
+
+    pub fn is_broken(&self) -> bool {
+        self.shared.broken.borrow().is_some()
+    }
+
+    pub fn mend(&self) {
+        self.shared.broken.send_replace(None);
+    }
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+impl Shared {
+    async fn carry(self: Arc<Self>, client: TcpStream, node: u16) {
+        let mut broken = self.broken.subscribe();
+        let kept = async {
+            // The node may be gone: then this end is closed, too.
+            let Ok(node) = TcpStream::connect(("127.0.0.1", node)).await else { return };
+            let (mut from_client, mut to_client) = client.into_split();
+            let (mut from_node, mut to_node) = node.into_split();
+            let asked = tokio::io::copy(&mut from_client, &mut to_node);
+            let told = async {
+                let mut buffer = [0; 4096];
+                loop {
+                    let read = match from_node.read(&mut buffer).await {
+                        Ok(read) if read > 0 => read,
+                        _ => return,
+                    };
+                    let passed = self.passed(read);
+                    if to_client.write_all(&buffer[..passed]).await.is_err() {
+                        return;
+                    }
+                    if passed < read {
+                        // Everything ends below.
+                        return std::future::pending().await;
+                    }
+                }
+            };
+            tokio::select! {
+                _ = asked => {}
+                () = told => {}
+            }
+        };
+        let mut silent = false;
+        tokio::pin!(kept);
+        loop {
+            tokio::select! {
+                () = &mut kept, if !silent => return,
+                how = broken.wait_for(Option::is_some) => match how.map(|how| *how) {
+                    Ok(Some(Break::Silence)) => silent = true,
+                    _ => return,
+                },
+            }
+            if silent {
+                // For good: this connection is held and forgotten.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// How many of these bytes come through.
+    fn passed(&self, bytes: usize) -> usize {
+        let mut left = self.left.lock().unwrap();
+        let Some((remaining, how)) = *left else { return bytes };
+        if remaining >= bytes as u64 {
+            *left = Some((remaining - bytes as u64, how));
+            return bytes;
+        }
+        *left = None;
+        self.broken.send_replace(Some(how));
+        remaining as usize
+    }
+}
