@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::TryFutureExt;
+
 use super::blocks::{Blocks, Plan};
 use super::payload;
 use super::turns::{Class, Turns};
@@ -15,7 +17,6 @@ use crate::model::{BlockRef, ChainId, ContentType, EmissionId, EventPosition, St
 use crate::plugin::step::Worker;
 use crate::plugin::{BlockEvents, StateRead, StepError, StepOutput};
 use crate::source::{ReadError, Source};
-use futures::TryFutureExt;
 
 /// Final blocks asked for in one step; the source answers with fewer where there is much in them.
 const RANGE_BLOCKS: u64 = 2_000;

@@ -137,13 +137,18 @@ impl Inner {
         let headers: Vec<WireBlock> = asked.buffered(HEADERS_AT_ONCE).try_collect().await?;
         linked(headers.iter().map(|h| h.at(self.chain)))?;
         let last = headers.last().map(|h| h.at(self.chain)).ok_or_else(|| Fail::Other("no header".into()))?;
+        // A bloom may allow what is not there; a provider may leave out what is. The whole block tells.
+        let untold = headers.iter().filter(|h| {
+            let believed = unfiltered || self.quirks.bloom_unreliable || by_block.contains_key(&h.header.number);
+            !believed && !h.excludes(wanted, &self.quirks)
+        });
+        let asked: Vec<_> = untold.map(|h| self.whole(ep, Place::Hash(h.hash), wanted)).collect();
+        let asked = futures::stream::iter(asked).buffered(AT_ONCE).map_ok(|block| (block.at().number, block));
+        let mut whole: BTreeMap<u64, Block> = asked.try_collect().await?;
         let mut blocks = Vec::new();
         for header in headers {
             let told = by_block.remove(&header.header.number).unwrap_or_default();
-            let untold = told.is_empty() && !unfiltered && !self.quirks.bloom_unreliable;
-            if untold && !header.excludes(wanted, &self.quirks) {
-                // A bloom may allow what is not there; a provider may leave out what is. The whole block tells.
-                let block = self.whole(ep, Place::Hash(header.hash), wanted).await?;
+            if let Some(block) = whole.remove(&header.header.number) {
                 if !block.logs.is_empty() {
                     tracing::warn!(chain = %self.name, provider = %ep.shown, block = header.header.number,
                         logs = block.logs.len(), "the provider left out logs of a range; they were asked for by block");
