@@ -8,19 +8,9 @@ use serde_json::{Value, json};
 use crate::harness::anvil::Anvil;
 use crate::harness::chain::{Chain, Town, Transfer, ether};
 use crate::harness::nats::Nats;
-use crate::harness::process::{Ledger, Process};
+use crate::harness::process::{Ledger, Process, folder};
 use crate::harness::receiver::{Answer, Received, Receiver};
-use crate::harness::{guests, until};
-
-fn folder(plugins: &[&str]) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    std::fs::create_dir(folder.path().join("plugins")).expect("a folder");
-    for plugin in plugins {
-        std::fs::copy(guests::wasm(plugin), folder.path().join(format!("plugins/{plugin}.wasm")))
-            .expect("the plugin was built");
-    }
-    folder
-}
+use crate::harness::until;
 
 fn chain_config(anvil: &Anvil) -> String {
     let rpc = anvil.ws();

@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 
 use crate::harness::anvil::Anvil;
 use crate::harness::chain::{Chain, Town, Transfer};
-use crate::harness::process::{Ledger, Process, refused};
+use crate::harness::process::{Ledger, Process, folder, refused};
 use crate::harness::receiver::Receiver;
-use crate::harness::{guests, until};
+use crate::harness::until;
 
 /// A chain with traffic, one webhook, and a folder to run in.
 struct Scene {
@@ -29,10 +29,7 @@ impl Scene {
         let chain = Chain::connect(&anvil.http()).await;
         let town = Town::found(&chain, seed).await;
         let receiver = Receiver::start().await;
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        std::fs::create_dir(folder.path().join("plugins")).expect("a folder");
-        std::fs::copy(guests::wasm("erc20-transfers"), folder.path().join("plugins/erc20-transfers.wasm"))
-            .expect("the plugin was built");
+        let folder = folder(&["erc20-transfers"]);
         let config = format!(
             r#"
 [chain.local]
@@ -84,11 +81,7 @@ to = ["shop"]
         let head = self.chain.head().await;
         let (hash, truth) = (self.chain.hash(head).await.to_string(), self.chain.transfers(0..=head).await);
         assert!(!truth.is_empty());
-        until("the plugin to reach the head", || async {
-            let status = process.status().await?;
-            (status["plugins"][0]["chains"][0]["cursor"]["hash"] == json!(hash)).then_some(())
-        })
-        .await;
+        process.until_at(&hash).await;
         until("all of it in the feed", || async {
             (Ledger::of(&process.feed("erc20-transfers.transfers").await).transfers() == truth).then_some(())
         })

@@ -2,7 +2,6 @@
 //! Nothing is lost, it goes on by itself, and the one beside it does not notice.
 
 use std::collections::BTreeMap;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -12,17 +11,9 @@ use crate::harness::belt::{seed, times};
 use crate::harness::cable::{Break, Cable};
 use crate::harness::chain::{Chain, Town, Transfer};
 use crate::harness::fake_node::{FakeNode, Reply};
-use crate::harness::process::{Ledger, Process};
+use crate::harness::process::{Ledger, Process, folder};
 use crate::harness::receiver::{Answer, Receiver};
-use crate::harness::{free_port, guests, until};
-
-fn folder() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    std::fs::create_dir(folder.path().join("plugins")).expect("a folder");
-    std::fs::copy(guests::wasm("erc20-transfers"), folder.path().join("plugins/erc20-transfers.wasm"))
-        .expect("the plugin was built");
-    folder
-}
+use crate::harness::{free_port, until};
 
 fn chain_config(rpc: &str) -> String {
     format!("[chain.local]\nrpc = \"{rpc}\"\npoll_ms = 50\nstart = 0\nfinality = {{ depth = 12 }}\n")
@@ -50,21 +41,7 @@ async fn holds(what: &str, receiver: &Receiver, chain: &Chain) {
 
 async fn at_head(process: &Process, chain: &Chain) {
     let hash = chain.hash(chain.head().await).await.to_string();
-    until("the plugin to reach the head", || async {
-        let status = process.status().await?;
-        (status["plugins"][0]["chains"][0]["cursor"]["hash"] == json!(hash)).then_some(())
-    })
-    .await;
-}
-
-fn cli(process: &Process, args: &[&str]) -> (bool, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_chainweir"))
-        .args(args)
-        .args(["--url", &process.url])
-        .output()
-        .expect("the program runs");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    (output.status.success(), text)
+    process.until_at(&hash).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -72,7 +49,7 @@ async fn a_receiver_that_answers_503_for_a_while_gets_everything() {
     let Some(anvil) = Anvil::start(&["--no-mining"]) else { return };
     let chain = Chain::connect(&anvil.http()).await;
     let mut town = Town::found(&chain, 21).await;
-    let (folder, receiver) = (folder(), Receiver::start().await);
+    let (folder, receiver) = (folder(&["erc20-transfers"]), Receiver::start().await);
     let later = || Answer::Full(503, vec![("Retry-After", "1".into())], b"later".to_vec());
     receiver.otherwise(later());
     let config = chain_config(&anvil.ws()) + &webhook("shop", &receiver, "") + &route(&["shop"]);
@@ -93,7 +70,7 @@ async fn a_receiver_that_answers_503_for_a_while_gets_everything() {
     town.block(&chain, 5).await;
     at_head(&process, &chain).await;
     holds("everything to arrive", &receiver, &chain).await;
-    assert_eq!(cli(&process, &["dead", "list"]).1.lines().count(), 1, "nothing was given up");
+    assert_eq!(process.cli(&["dead", "list"]).1.lines().count(), 1, "nothing was given up");
 }
 
 /// Who loses what here: ../shared/LESSONS.md names them.
@@ -128,25 +105,15 @@ async fn a_provider_that_refuses_and_stumbles_loses_nothing() {
             _ => Reply::Answer(honest),
         }
     });
-    let folder = folder();
+    let folder = folder(&["erc20-transfers"]);
     let config = chain_config(&node.url) + "[output.all]\ntype = \"file\"\npath = \"all.ndjson\"\n" + &route(&["all"]);
     let process = Process::start(folder.path(), &config).await;
-    let reached = |tip: String| {
-        let process = &process;
-        async move {
-            until("the head to be reached", || async {
-                let status = process.status().await?;
-                (status["plugins"][0]["chains"][0]["cursor"]["hash"] == json!(tip)).then_some(())
-            })
-            .await;
-        }
-    };
-    reached(node.tip().to_string()).await;
+    process.until_at(&node.tip().to_string()).await;
     for round in 0..20 {
         node.push(round % 3);
     }
     node.reorg(5, 2);
-    reached(node.tip().to_string()).await;
+    process.until_at(&node.tip().to_string()).await;
     // What the node itself holds is what came out.
     let expected = node.logs_held();
     until("every log once", || async {
@@ -172,7 +139,7 @@ async fn a_node_that_is_killed_is_found_again_where_it_was() {
     let Some(anvil) = Anvil::on(port, &kept) else { return };
     let chain = Chain::connect(&anvil.http()).await;
     let mut town = Town::found(&chain, 23).await;
-    let (folder, receiver) = (folder(), Receiver::start().await);
+    let (folder, receiver) = (folder(&["erc20-transfers"]), Receiver::start().await);
     let config = chain_config(&anvil.ws()) + &webhook("shop", &receiver, "") + &route(&["shop"]);
     let process = Process::start(folder.path(), &config).await;
     for _ in 0..10 {
@@ -219,7 +186,7 @@ async fn a_provider_that_goes_away_in_a_backfill_is_read_on_when_it_is_back() {
         let bytes = 5_000 + town.below(300_000);
         println!("{way}: {how:?} after {bytes} bytes");
         cable.break_after(bytes, how);
-        let folder = folder();
+        let folder = folder(&["erc20-transfers"]);
         let config = chain_config(&format!("{way}://127.0.0.1:{}", cable.port))
             .replace("start = 0", "start = 0\ntimeout_ms = 1000\nmax_range = 10")
             + "[output.all]\ntype = \"file\"\npath = \"all.ndjson\"\n"
@@ -254,7 +221,7 @@ async fn a_node_that_comes_back_behind_is_followed_where_it_goes() {
     let Some(anvil) = Anvil::on(port, &["--no-mining"]) else { return };
     let chain = Chain::connect(&anvil.http()).await;
     let mut town = Town::found(&chain, seed()).await;
-    let (folder, receiver) = (folder(), Receiver::start().await);
+    let (folder, receiver) = (folder(&["erc20-transfers"]), Receiver::start().await);
     let config = chain_config(&anvil.ws()) + &webhook("shop", &receiver, "") + &route(&["shop"]);
     let process = Process::start(folder.path(), &config).await;
     for _ in 0..10 {
@@ -317,7 +284,7 @@ async fn receivers_that_hang_fail_and_are_gone_do_not_slow_the_good_one() {
     gone.otherwise(Answer::Status(410));
     // Alone first: the same load, the same machine.
     let alone = {
-        let folder = folder();
+        let folder = folder(&["erc20-transfers"]);
         let config = chain_config(&anvil.ws()) + &webhook("good", &good, "") + &route(&["good"]);
         let process = Process::start(folder.path(), &config).await;
         at_head(&process, &chain).await;
@@ -325,7 +292,7 @@ async fn receivers_that_hang_fail_and_are_gone_do_not_slow_the_good_one() {
         latencies(&chain, &mut town, &good).await
     };
     let good = Receiver::start().await;
-    let folder = folder();
+    let folder = folder(&["erc20-transfers"]);
     let config = chain_config(&anvil.ws())
         + &webhook("good", &good, "")
         + &webhook("hanging", &hanging, "timeout_ms = 60000")
@@ -362,15 +329,15 @@ async fn receivers_that_hang_fail_and_are_gone_do_not_slow_the_good_one() {
         assert_eq!(output["dead"], json!(0), "{output}");
         assert!(output["backlog"].as_u64().unwrap_or(0) + output["parked"].as_u64().unwrap_or(0) > 0, "{output}");
     }
-    let (ok, listed) = cli(&process, &["dead", "list"]);
+    let (ok, listed) = process.cli(&["dead", "list"]);
     assert!(ok && listed.contains("410"), "{listed}");
     let first = listed.lines().nth(1).and_then(|line| line.split_whitespace().next()).expect("an id").to_owned();
-    let (ok, shown) = cli(&process, &["dead", "show", &first]);
+    let (ok, shown) = process.cli(&["dead", "show", &first]);
     assert!(ok && shown.contains("410") && shown.contains("erc20-transfers.transfers"), "{shown}");
     // It is there again: what was given up is sent once more, in order, with the same ids.
     gone.otherwise(Answer::Status(204));
     let refused: Vec<String> = gone.received().iter().map(|r| r.header("webhook-id").to_owned()).collect();
-    let (ok, said) = cli(&process, &["dead", "retry", "--all"]);
+    let (ok, said) = process.cli(&["dead", "retry", "--all"]);
     assert!(ok, "{said}");
     holds("what was given up", &gone, &chain).await;
     let again: Vec<String> =

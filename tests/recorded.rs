@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::harness::chain::{TRANSFER, Transfer};
-use crate::harness::process::{Ledger, Process};
+use crate::harness::process::{Ledger, Process, folder};
 use crate::harness::session::SessionServer;
 use crate::harness::{guests, until};
 use crate::verify::data;
@@ -82,10 +82,7 @@ struct Session {
 async fn session(name: &str) -> Option<Session> {
     let blocks = data(&format!("reorg/{name}.blocks.ndjson.gz"))?;
     let server = SessionServer::start(&data(&format!("reorg/{name}.session.ndjson.gz"))?).await;
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    std::fs::create_dir(folder.path().join("plugins")).expect("a folder");
-    std::fs::copy(guests::wasm("erc20-transfers"), folder.path().join("plugins/erc20-transfers.wasm"))
-        .expect("the plugin was built");
+    let folder = folder(&["erc20-transfers"]);
     let canonical = lines(&blocks).filter(|record| record["canonical"] != json!(false));
     let mut truth: Vec<Transfer> = canonical.flat_map(|record| transfers_of(&record)).collect();
     truth.sort();
@@ -118,11 +115,7 @@ impl Session {
             }
         }
         let (_, hash) = self.server.head();
-        until("the plugin to reach the end", || async {
-            let status = process.status().await?;
-            (status["plugins"][0]["chains"][0]["cursor"]["hash"] == json!(hash)).then_some(())
-        })
-        .await;
+        process.until_at(&hash).await;
     }
 
     async fn check(&self, process: &Process, from: u64) {

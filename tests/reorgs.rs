@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::harness::anvil::Anvil;
 use crate::harness::belt::{Belt, Via, seed, times};
 use crate::harness::chain::{Chain, Town, ether};
-use crate::harness::process::{Ledger, Process};
+use crate::harness::process::{Ledger, Process, folder};
 use crate::harness::{guests, until};
 
 async fn through_reorgs(via: Via, tags: bool) {
@@ -160,13 +160,11 @@ async fn a_plugin_that_comes_later_reads_the_past_and_joins_without_gap_or_doubl
             town.block(&chain, 4).await;
         }
         let (live, early) = (past - town.below(20), 3 + town.below(8));
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        std::fs::create_dir(folder.path().join("plugins")).expect("a folder");
+        let folder = folder(&["native-transfers"]);
         let drop_in = |name: &str| {
             let file = folder.path().join(format!("plugins/{name}.wasm"));
             std::fs::copy(guests::wasm(name), file).expect("the plugin was built");
         };
-        drop_in("native-transfers");
         // Built before the clock runs.
         guests::wasm("erc20-transfers");
         let rpc = if round % 2 == 0 { anvil.ws() } else { anvil.http() };

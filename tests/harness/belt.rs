@@ -6,15 +6,15 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use alloy_primitives::{Address, B256, U256};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::anvil::Anvil;
 use super::chain::{Chain, Town, Transfer};
 use super::nats::Nats;
 use super::postgres::Postgres;
-use super::process::{Ledger, Process};
+use super::process::{Ledger, Process, folder};
 use super::receiver::Receiver;
-use super::{guests, until};
+use super::until;
 
 pub const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 /// Deeper than any reorg of the tests, 32.
@@ -56,10 +56,7 @@ impl Belt {
         let chain = Chain::connect(&anvil.http()).await;
         chain.block_interval(12).await;
         let town = Town::found(&chain, seed).await;
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        std::fs::create_dir(folder.path().join("plugins")).expect("a folder");
-        std::fs::copy(guests::wasm("erc20-transfers"), folder.path().join("plugins/erc20-transfers.wasm"))
-            .expect("the plugin was built");
+        let folder = folder(&["erc20-transfers"]);
         let receiver = Receiver::start().await;
         Some(Self {
             anvil,
@@ -192,11 +189,7 @@ when = "finalized"
     pub async fn check(&self) {
         let head = self.chain.head().await;
         let hash = self.chain.hash(head).await.to_string();
-        until("the plugin to reach the head", || async {
-            let status = self.running().status().await?;
-            (status["plugins"][0]["chains"][0]["cursor"]["hash"] == json!(hash)).then_some(())
-        })
-        .await;
+        self.running().until_at(&hash).await;
         let truth = self.chain.transfers(0..=head).await;
         let equal = |found: &[Transfer], up_to: u64| {
             let wanted = truth.iter().filter(|t| t.block <= up_to);

@@ -23,6 +23,17 @@ pub struct Process {
     http: reqwest::Client,
 }
 
+/// A temporary folder with these plugins in `plugins/`.
+pub fn folder(plugins: &[&str]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    std::fs::create_dir(folder.path().join("plugins")).expect("a folder");
+    for plugin in plugins {
+        let file = folder.path().join(format!("plugins/{plugin}.wasm"));
+        std::fs::copy(super::guests::wasm(plugin), file).expect("the plugin was built");
+    }
+    folder
+}
+
 impl Process {
     /// Writes `chainweir.toml` into the folder, runs it there, and waits until it answers. Its stderr is added to
     /// `chainweir.log`.
@@ -117,6 +128,15 @@ impl Process {
             all.extend(items.iter().cloned());
             after = page["next"].as_str().map_or_else(|| page["next"].to_string(), str::to_owned);
         }
+    }
+
+    /// Waits until its first plugin stands at this block of its first chain.
+    pub async fn until_at(&self, hash: &str) {
+        super::until("the plugin to reach the block", || async {
+            let status = self.status().await?;
+            (status["plugins"][0]["chains"][0]["cursor"]["hash"] == hash).then_some(())
+        })
+        .await;
     }
 
     /// Another command of the program, told where this one listens: whether it did it, and all that it said.
