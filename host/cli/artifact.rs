@@ -9,9 +9,10 @@ use serde_json::{Map, Value, json};
 use sha2::Digest;
 
 use super::Trouble;
-use crate::model::{EventKind, Manifest, Subscription};
+use crate::model::{EventKind, Manifest, Place, Subscription};
 use crate::plugin::Limits;
 use crate::plugin::engine::Engine;
+use alloy_primitives::Address;
 
 #[derive(Clone, Debug)]
 pub struct Artifact {
@@ -58,6 +59,8 @@ fn kind(kind: EventKind) -> &'static str {
         EventKind::Block => "blocks",
         EventKind::Transaction => "transactions",
         EventKind::Log => "logs",
+        EventKind::Transfer => "transfers",
+        EventKind::Creation => "contract creations",
     }
 }
 
@@ -76,12 +79,31 @@ fn subscription(s: &Subscription) -> String {
         }
     }
     let mut out = kind(s.kind).to_owned();
-    list(&mut out, "address", &s.addresses);
-    for (index, topics) in s.topics.iter().enumerate() {
-        list(&mut out, &format!("topic{index}"), topics);
+    let set = |place| s.sets_at(place).map(|name| format!("set {name}"));
+    let place = |out: &mut String, what: &str, values: Vec<String>, place| {
+        let all: Vec<String> = values.into_iter().chain(set(place)).collect();
+        list(out, what, &all);
+    };
+    let texts = |values: &[Address]| values.iter().map(ToString::to_string).collect::<Vec<_>>();
+    list(&mut out, "on", &s.chains);
+    place(&mut out, "address", texts(&s.addresses), Place::Address);
+    for (n, topics) in (0u8..).zip(&s.topics) {
+        let topics = topics.iter().map(ToString::to_string).collect();
+        place(&mut out, &format!("topic{n}"), topics, Place::Topic(n));
     }
-    list(&mut out, "from", &s.senders);
-    list(&mut out, "to", &s.receivers);
+    place(&mut out, "from", texts(&s.senders), Place::Sender);
+    place(&mut out, "to", texts(&s.receivers), Place::Receiver);
+    if let Some(factory) = &s.factory {
+        let makers: Vec<String> = texts(&factory.makers);
+        let makers = if makers.is_empty() { "any contract".to_owned() } else { makers.join(" or ") };
+        out.push_str(&format!(", of contracts that {makers} made (event {})", factory.event));
+    }
+    if let Some(min) = s.min_value {
+        out.push_str(&format!(", of at least {min} wei"));
+    }
+    if !s.decode.is_empty() {
+        out.push_str(", decoded");
+    }
     match s.success {
         Some(true) => out.push_str(", successful"),
         Some(false) => out.push_str(", reverted"),
@@ -135,12 +157,19 @@ impl Artifact {
             "bytes": self.bytes,
             "state_version": m.state_version,
             "subscriptions": m.subscriptions.iter().map(|s| json!({
-                "kind": match s.kind { EventKind::Block => "block", EventKind::Transaction => "transaction", EventKind::Log => "log" },
+                "kind": kind(s.kind),
+                "chains": s.chains.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "addresses": s.addresses,
                 "topics": s.topics,
                 "senders": s.senders,
                 "receivers": s.receivers,
                 "success": s.success,
+                "min_value": s.min_value.map(|v| v.to_string()),
+                "sets": s.sets.iter().map(|(place, set)| json!({ "place": format!("{place:?}"), "set": set })).collect::<Vec<_>>(),
+                "factory": s.factory.as_ref().map(|f| json!({
+                    "makers": f.makers, "event": f.event, "child": format!("{:?}", f.child), "since": f.since,
+                })),
+                "decode": s.decode,
             })).collect::<Vec<_>>(),
             "streams": m.streams.iter().map(|s| json!({
                 "name": s.name.as_str(),

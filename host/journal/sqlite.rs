@@ -78,6 +78,7 @@ pub(super) fn position_code(position: EventPosition) -> i64 {
         EventPosition::Block => 1 << 32,
         EventPosition::Transaction(i) => 2 << 32 | i64::from(i),
         EventPosition::Log(i) => 3 << 32 | i64::from(i),
+        EventPosition::Transfer(i) => 4 << 32 | i64::from(i),
     }
 }
 
@@ -85,6 +86,7 @@ fn position_from(code: i64) -> EventPosition {
     match code >> 32 {
         1 => EventPosition::Block,
         2 => EventPosition::Transaction(code as u32),
+        4 => EventPosition::Transfer(code as u32),
         _ => EventPosition::Log(code as u32),
     }
 }

@@ -3,7 +3,7 @@
 //! A record is encoded once, whatever the number of plugins; a batch is a header and copied records.
 //! Verdicts come from a plugin and are hostile: every length is checked before it is used.
 
-use super::{ContentType, Header, Log, Transaction};
+use super::{ContentType, Header, Log, Place, Transaction, Transfer};
 
 pub const LAYOUT_VERSION: u32 = 1;
 const EVENTS_MAGIC: [u8; 4] = *b"CWB1";
@@ -13,7 +13,9 @@ const VERDICTS_HEADER: usize = 16;
 const BLOCK_FIXED: u16 = 168;
 const TRANSACTION_FIXED: u16 = 208;
 const LOG_FIXED: u16 = 80;
+const TRANSFER_FIXED: u16 = 128;
 const FLAG_SUBSCRIBED: u8 = 1;
+const FLAG_MADE: u8 = 2;
 
 /// Writes one record: fixed fields in order, then the variable part.
 struct Record<'a> {
@@ -63,30 +65,69 @@ pub fn encode_block(header: &Header, subscribed: bool, out: &mut Vec<u8>) {
     r.end();
 }
 
-pub fn encode_transaction(tx: &Transaction, out: &mut Vec<u8>) {
-    let mut r = Record::new(out, 2, FLAG_SUBSCRIBED, TRANSACTION_FIXED, tx.input.len());
+/// The watch sets that values of an event are members of, each with its place: they stand at the end of a record.
+pub type Hits<'a> = &'a [(Place, &'a str)];
+
+fn hits_len(hits: Hits<'_>) -> usize {
+    hits.iter().map(|(_, name)| 2 + name.len()).sum()
+}
+
+impl Record<'_> {
+    fn hits(&mut self, hits: Hits<'_>) {
+        for (place, name) in hits {
+            // A set's name has at most 64 bytes.
+            self.put(&[place.code(), name.len() as u8]).put(name.as_bytes());
+        }
+    }
+}
+
+pub fn encode_transaction(tx: &Transaction, hits: Hits<'_>, out: &mut Vec<u8>) {
+    let mut r = Record::new(out, 2, FLAG_SUBSCRIBED, TRANSACTION_FIXED, tx.input.len() + hits_len(hits));
     let status = tx.success.map_or(2, u8::from);
     let flags = u8::from(tx.to.is_some()) | u8::from(tx.created.is_some()) << 1;
-    r.u32(tx.index).put(&[status, tx.kind, flags, 0]);
+    r.u32(tx.index).put(&[status, tx.kind, flags, hits.len() as u8]);
     r.u64(tx.nonce).u64(tx.gas_limit).u64(tx.gas_used.unwrap_or(0));
     r.put(&tx.gas_price.to_le_bytes());
     r.put(tx.hash.as_slice()).put(&tx.value.to_be_bytes::<32>());
     r.put(tx.from.as_slice()).put(tx.to.unwrap_or_default().as_slice());
     r.put(tx.created.unwrap_or_default().as_slice());
-    r.u32(tx.input.len() as u32).zeros(24).put(&tx.input);
+    r.u32(tx.input.len() as u32).zeros(24).put(&tx.input).hits(hits);
     r.end();
 }
 
-pub fn encode_log(log: &Log, out: &mut Vec<u8>) {
-    let mut r = Record::new(out, 3, FLAG_SUBSCRIBED, LOG_FIXED, 32 * log.topics.len() + log.data.len());
+/// `decoded`: what the host decoded of it, as JSON; empty where nobody asked for it.
+pub fn encode_log(log: &Log, decoded: &[u8], hits: Hits<'_>, out: &mut Vec<u8>) {
+    let variable = 32 * log.topics.len() + log.data.len() + decoded.len() + hits_len(hits);
+    let mut r = Record::new(out, 3, FLAG_SUBSCRIBED, LOG_FIXED, variable);
     r.u32(log.index).u32(log.transaction_index).put(log.transaction_hash.as_slice());
-    r.put(log.address.as_slice()).put(&[log.topics.len() as u8, 0, 0, 0]);
-    r.u32(log.data.len() as u32).zeros(4);
+    r.put(log.address.as_slice()).put(&[log.topics.len() as u8, hits.len() as u8, 0, 0]);
+    r.u32(log.data.len() as u32).u32(decoded.len() as u32);
     for topic in &log.topics {
         r.put(topic.as_slice());
     }
-    r.put(&log.data);
+    r.put(&log.data).put(decoded).hits(hits);
     r.end();
+}
+
+pub fn encode_transfer(transfer: &Transfer, hits: Hits<'_>, out: &mut Vec<u8>) {
+    let mut r = Record::new(out, 4, FLAG_SUBSCRIBED, TRANSFER_FIXED, hits_len(hits));
+    r.u32(transfer.index).u32(transfer.transaction_index);
+    r.put(&[transfer.how.code(), hits.len() as u8]).put(&transfer.depth.to_le_bytes()).zeros(4);
+    r.put(transfer.transaction_hash.as_slice()).put(&transfer.value.to_be_bytes::<32>());
+    r.put(transfer.from.as_slice()).put(transfer.to.as_slice()).hits(hits);
+    r.end();
+}
+
+/// A copy of an encoded log that says: a factory of the plugin made its contract.
+pub fn marked_as_made(record: &[u8]) -> Vec<u8> {
+    let mut copy = record.to_vec();
+    copy[5] |= FLAG_MADE;
+    copy
+}
+
+/// The contract of an encoded log.
+pub fn log_address(record: &[u8]) -> alloy_primitives::Address {
+    alloy_primitives::Address::from_slice(&record[48..68])
 }
 
 /// A batch in the making: a header and records, all copied into one buffer that is used again.
@@ -341,8 +382,8 @@ mod tests {
             encode_block(&h, subscribed, &mut record);
             prop_assert_eq!(batch.push(&record, 1), 0);
             record.clear();
-            encode_transaction(&t, &mut record);
-            encode_log(&l, &mut record);
+            encode_transaction(&t, &[], &mut record);
+            encode_log(&l, &[], &[], &mut record);
             prop_assert_eq!(batch.push(&record, 2), 1);
             let whole = Read(batch.finish());
             prop_assert_eq!(whole.u(8, 8) as u64, h.at.chain.0);

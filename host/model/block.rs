@@ -67,12 +67,61 @@ pub struct Log {
     pub data: Bytes,
 }
 
+/// How value moved, or a contract came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum How {
+    /// The transaction itself, to an account.
+    Transaction,
+    /// The transaction itself created a contract.
+    Creation,
+    Call,
+    Create,
+    Create2,
+    SelfDestruct,
+}
+
+impl How {
+    /// As in the batch layout.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Transaction => 0,
+            Self::Creation => 1,
+            Self::Call => 2,
+            Self::Create => 3,
+            Self::Create2 => 4,
+            Self::SelfDestruct => 5,
+        }
+    }
+
+    pub fn creates(self) -> bool {
+        matches!(self, Self::Creation | Self::Create | Self::Create2)
+    }
+}
+
+/// Native value that moved, or a contract that was created, by a transaction or by a call inside of it. Only what
+/// took effect: nothing of a call that was reverted, nor of one inside of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// Counts these in the block, in the order of execution, whether or not they were asked for.
+    pub index: u32,
+    pub transaction_index: u32,
+    pub transaction_hash: B256,
+    /// 0 for the transaction itself, 1 for what it calls.
+    pub depth: u16,
+    pub how: How,
+    pub from: Address,
+    /// The receiver, or the contract that was created.
+    pub to: Address,
+    pub value: U256,
+}
+
 /// A block with the events that somebody asked for. The source promises: what `wanted` asked for is
 /// complete and fits the header; everything is in chain order; log and transaction indexes strictly rise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Block {
     pub header: Header,
     pub transactions: Vec<Transaction>,
+    pub transfers: Vec<Transfer>,
     pub logs: Vec<Log>,
 }
 
@@ -90,6 +139,8 @@ pub struct Wanted {
     pub transactions: bool,
     /// Status, gas used and created contracts of transactions.
     pub receipts: bool,
+    /// Transfers and creations, from the node's tracer.
+    pub transfers: bool,
     pub logs: bool,
     /// Logs of these contracts alone; empty means of all.
     pub addresses: Vec<Address>,
@@ -98,7 +149,7 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Everything: what a recording asks for.
+    /// Everything that every node can tell: what a recording asks for.
     pub fn all() -> Self {
         Self { blocks: true, transactions: true, receipts: true, logs: true, ..Self::default() }
     }
@@ -110,6 +161,7 @@ impl Wanted {
         }
         (self.transactions || !need.transactions)
             && (self.receipts || !need.receipts)
+            && (self.transfers || !need.transfers)
             && (!need.logs
                 || (self.logs && within(&self.addresses, &need.addresses) && within(&self.topic0, &need.topic0)))
     }
@@ -132,6 +184,8 @@ pub enum EventPosition {
     Transaction(u32),
     /// Log index in the block.
     Log(u32),
+    /// Index among the transfers of the block.
+    Transfer(u32),
 }
 
 impl EventPosition {
@@ -140,6 +194,7 @@ impl EventPosition {
             Self::Block => (1, 0),
             Self::Transaction(i) => (2, i),
             Self::Log(i) => (3, i),
+            Self::Transfer(i) => (4, i),
         };
         let mut bytes = [kind; 5];
         bytes[1..].copy_from_slice(&u32::to_le_bytes(index));

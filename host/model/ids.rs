@@ -20,6 +20,14 @@ impl fmt::Display for ChainId {
     }
 }
 
+impl FromStr for ChainId {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let id = text.strip_prefix("eip155:").and_then(|id| id.parse().ok());
+        id.map(Self).ok_or_else(|| format!("'{text}' is no chain: write it as eip155:1 (CAIP-2)"))
+    }
+}
+
 impl fmt::Debug for ChainId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -84,6 +92,8 @@ name!(/// A stream of one plugin.
     StreamName);
 name!(/// An output, by its table in the configuration.
     OutputName);
+name!(/// A watch set, as users call it.
+    SetName);
 
 /// `plugin.stream`: the address of what a plugin emits.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

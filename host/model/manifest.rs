@@ -1,37 +1,121 @@
 //! What a plugin says of itself.
 
-use alloy_primitives::{Address, B256};
+use alloy_primitives::{Address, B256, U256};
 
-use super::{PluginName, StreamName};
+use super::{ChainId, PluginName, SetName, StreamName};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EventKind {
     Block,
     Transaction,
     Log,
+    /// Native value that moved: by a transaction, or by a call inside of one.
+    Transfer,
+    /// A contract that was created: by a transaction, or inside of one.
+    Creation,
 }
 
-/// Which events reach a plugin. Every list that is not empty must hold the event's value.
+/// A place of a subscription that asks for one value of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Place {
+    /// Logs: the contract that wrote the log.
+    Address,
+    /// Logs: topic 0 to 3.
+    Topic(u8),
+    /// Transactions and transfers: who sent. Creations: who created.
+    Sender,
+    /// Transactions and transfers: who received. Creations: the new contract.
+    Receiver,
+}
+
+impl Place {
+    /// As in the batch layout.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Address => 0,
+            Self::Topic(n) => 1 + n,
+            Self::Sender => 5,
+            Self::Receiver => 6,
+        }
+    }
+}
+
+/// Which events reach a plugin. Every place that asks for something must be satisfied: by one of its values, by a
+/// member of one of its sets, or (the address of a log) by a contract that the factory made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subscription {
     pub kind: EventKind,
+    /// On these chains alone; empty means on all.
+    pub chains: Vec<ChainId>,
     /// Logs: the contract that wrote the log.
     pub addresses: Vec<Address>,
     /// Logs: allowed values of topic 0 to 3.
     pub topics: [Vec<B256>; 4],
-    /// Transactions: `from`.
+    /// Transactions, transfers, creations: `from`.
     pub senders: Vec<Address>,
-    /// Transactions: `to`.
+    /// Transactions, transfers, creations: `to`.
     pub receivers: Vec<Address>,
     /// Transactions: executed with success, or reverted.
     pub success: Option<bool>,
+    /// Transactions and transfers: no less than this, in wei.
+    pub min_value: Option<U256>,
+    /// Watch sets, each at its place, beside the values there.
+    pub sets: Vec<(Place, SetName)>,
+    pub factory: Option<Factory>,
+    /// Logs: human-readable ABI events, `event Transfer(address indexed from, ...)`. What fits one is decoded.
+    pub decode: Vec<String>,
 }
 
 impl Subscription {
     /// Every event of one kind.
     pub fn all(kind: EventKind) -> Self {
-        Self { kind, addresses: vec![], topics: Default::default(), senders: vec![], receivers: vec![], success: None }
+        Self {
+            kind,
+            chains: vec![],
+            addresses: vec![],
+            topics: Default::default(),
+            senders: vec![],
+            receivers: vec![],
+            success: None,
+            min_value: None,
+            sets: vec![],
+            factory: None,
+            decode: vec![],
+        }
     }
+
+    pub fn on(&self, chain: ChainId) -> bool {
+        self.chains.is_empty() || self.chains.contains(&chain)
+    }
+
+    pub fn sets_at(&self, place: Place) -> impl Iterator<Item = &SetName> {
+        self.sets.iter().filter(move |(at, _)| *at == place).map(|(_, set)| set)
+    }
+
+    pub fn has_set(&self, place: Place) -> bool {
+        self.sets_at(place).next().is_some()
+    }
+}
+
+/// Contracts that are learned from events: followed from the very log that made them, forgotten with it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Factory {
+    /// The contracts whose word counts; empty means any.
+    pub makers: Vec<Address>,
+    /// Topic 0 of the event that names the new contract.
+    pub event: B256,
+    pub child: Child,
+    /// What was made from this block on counts, though the plugin begins later.
+    pub since: Option<u64>,
+}
+
+/// Where in the event the new contract's address stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Child {
+    /// Topic 1 to 3.
+    Topic(u8),
+    /// The n-th word of the data, from 0.
+    Word(u32),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

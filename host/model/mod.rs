@@ -10,10 +10,10 @@ mod ids;
 mod manifest;
 mod status;
 
-pub use block::{Block, BlockRef, BlockUpdate, EventPosition, Header, Log, Transaction, Wanted};
+pub use block::{Block, BlockRef, BlockUpdate, EventPosition, Header, How, Log, Transaction, Transfer, Wanted};
 pub use emission::{ContentType, Delivery, Emission, Op, Outcome, When};
-pub use ids::{ChainId, DeliveryId, EmissionId, NameError, OutputName, PluginName, StreamId, StreamName};
-pub use manifest::{EventKind, Manifest, StreamSpec, Subscription};
+pub use ids::{ChainId, DeliveryId, EmissionId, NameError, OutputName, PluginName, SetName, StreamId, StreamName};
+pub use manifest::{Child, EventKind, Factory, Manifest, Place, StreamSpec, Subscription};
 pub use status::{
     BlockStatus, ChainStatus, ConsumerStatus, JournalStatus, OutputStatus, PluginStatus, RefusedFile, Status,
 };

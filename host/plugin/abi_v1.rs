@@ -15,7 +15,9 @@ use super::engine::{Compiled, LoadError};
 use super::overlay::Overlay;
 use super::{Digest, Limits};
 use crate::model::batch::LAYOUT_VERSION;
-use crate::model::{EventKind, Manifest, PluginName, StreamName, StreamSpec, Subscription};
+use crate::model::{
+    Child, EventKind, Factory, Manifest, Place, PluginName, SetName, StreamName, StreamSpec, Subscription,
+};
 
 mod wit {
     wasmtime::component::bindgen!({ path: "sdk/wit", world: "plugin", imports: { default: trappable } });
@@ -413,7 +415,13 @@ fn checked(said: processor::Manifest) -> Result<Manifest, String> {
 fn conditions(s: &processor::Subscription) -> usize {
     let lists = std::iter::once(s.addresses.len()).chain(s.topics.iter().map(Vec::len));
     let of_logs = lists.fold(1, |all: usize, list| all.saturating_mul(list.max(1)));
-    of_logs.saturating_add(s.senders.len() + s.receivers.len())
+    let makers = s.factory.as_ref().map_or(0, |f| f.makers.len());
+    of_logs.saturating_add(s.senders.len() + s.receivers.len() + s.sets.len() + s.decode.len() + makers)
+}
+
+fn address(what: &str, bytes: &Bytes) -> Result<Address, String> {
+    Address::try_from(bytes.as_slice())
+        .map_err(|_| format!("one of the {what} has {} bytes, an address has 20", bytes.len()))
 }
 
 fn subscription(said: processor::Subscription) -> Result<Subscription, String> {
@@ -421,14 +429,10 @@ fn subscription(said: processor::Subscription) -> Result<Subscription, String> {
         processor::EventKind::Block => EventKind::Block,
         processor::EventKind::Transaction => EventKind::Transaction,
         processor::EventKind::Log => EventKind::Log,
+        processor::EventKind::Transfer => EventKind::Transfer,
+        processor::EventKind::Creation => EventKind::Creation,
     };
-    let addresses = |what: &str, list: Vec<Bytes>| {
-        let address = |b: &Bytes| {
-            Address::try_from(b.as_slice())
-                .map_err(|_| format!("one of the {what} has {} bytes, an address has 20", b.len()))
-        };
-        list.iter().map(address).collect::<Result<Vec<_>, _>>()
-    };
+    let addresses = |what: &str, list: Vec<Bytes>| list.iter().map(|b| address(what, b)).collect::<Result<Vec<_>, _>>();
     if said.topics.len() > 4 {
         return Err(format!("{} lists of topics; a log has at most 4", said.topics.len()));
     }
@@ -440,25 +444,69 @@ fn subscription(said: processor::Subscription) -> Result<Subscription, String> {
             topics[position].push(topic);
         }
     }
+    let min_value = said.min_value.map(|bytes| {
+        let word = B256::try_from(bytes.as_slice());
+        word.map(Into::into).map_err(|_| format!("min-value has {} bytes, a value has 32", bytes.len()))
+    });
+    let sets = said.sets.iter().map(|set| {
+        let place = match set.place {
+            processor::Place::Address => Place::Address,
+            processor::Place::Topic0 => Place::Topic(0),
+            processor::Place::Topic1 => Place::Topic(1),
+            processor::Place::Topic2 => Place::Topic(2),
+            processor::Place::Topic3 => Place::Topic(3),
+            processor::Place::Sender => Place::Sender,
+            processor::Place::Receiver => Place::Receiver,
+        };
+        Ok((place, SetName::new(&shown(&set.name)).map_err(|e| format!("set: {e}"))?))
+    });
     let subscription = Subscription {
         kind,
+        chains: said.chains.iter().map(|c| shown(c).parse()).collect::<Result<_, _>>()?,
         addresses: addresses("addresses", said.addresses)?,
         topics,
         senders: addresses("senders", said.senders)?,
         receivers: addresses("receivers", said.receivers)?,
         success: said.success,
+        min_value: min_value.transpose()?,
+        sets: sets.collect::<Result<_, String>>()?,
+        factory: said.factory.map(factory).transpose()?,
+        decode: said.decode,
     };
+    let s = &subscription;
     // Said of the wrong kind, a condition would silently hold nothing back.
-    let of_logs = !subscription.addresses.is_empty() || subscription.topics.iter().any(|t| !t.is_empty());
-    let of_transactions =
-        !subscription.senders.is_empty() || !subscription.receivers.is_empty() || subscription.success.is_some();
+    let in_log = |place: Place| matches!(place, Place::Address | Place::Topic(_));
+    let of_logs = !s.addresses.is_empty()
+        || s.topics.iter().any(|t| !t.is_empty())
+        || s.sets.iter().any(|(place, _)| in_log(*place))
+        || s.factory.is_some()
+        || !s.decode.is_empty();
+    let of_moves = !s.senders.is_empty() || !s.receivers.is_empty() || s.sets.iter().any(|(place, _)| !in_log(*place));
     if of_logs && kind != EventKind::Log {
-        return Err("addresses and topics are conditions on logs".into());
+        return Err("addresses, topics, factory and decode are conditions on logs".into());
     }
-    if of_transactions && kind != EventKind::Transaction {
-        return Err("senders, receivers and success are conditions on transactions".into());
+    if of_moves && matches!(kind, EventKind::Log | EventKind::Block) {
+        return Err("senders and receivers are conditions on transactions, transfers and creations".into());
+    }
+    if s.success.is_some() && kind != EventKind::Transaction {
+        return Err("success is a condition on transactions: transfers and creations are those that took effect".into());
+    }
+    if s.min_value.is_some() && !matches!(kind, EventKind::Transaction | EventKind::Transfer) {
+        return Err("min-value is a condition on transactions and transfers".into());
     }
     Ok(subscription)
+}
+
+fn factory(said: processor::Factory) -> Result<Factory, String> {
+    let event = B256::try_from(said.event.as_slice())
+        .map_err(|_| format!("factory: its event has {} bytes, a topic has 32", said.event.len()))?;
+    let child = match said.child {
+        processor::Child::Topic(n @ 1..=3) => Child::Topic(n),
+        processor::Child::Topic(n) => return Err(format!("factory: topic {n} cannot hold an address: 1 to 3 can")),
+        processor::Child::Word(n) => Child::Word(n),
+    };
+    let makers = said.makers.iter().map(|b| address("makers", b)).collect::<Result<_, _>>()?;
+    Ok(Factory { makers, event, child, since: said.since })
 }
 
 fn shown(text: &str) -> String {

@@ -89,6 +89,10 @@ impl Limits {
     }
 }
 
+/// Keys of a plugin's state that begin with this are the host's: no plugin may write them, none sees them. They stand
+/// behind all others: none may begin with these eight bytes 0xff.
+pub const HOST_KEYS: &[u8] = b"\xff\xff\xff\xff\xff\xff\xff\xffchainweir:";
+
 /// Reads the plugin's committed state. An error is the journal's, never "no such key".
 pub trait StateRead: Send {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, String>;

@@ -441,6 +441,7 @@ fn shown(position: EventPosition) -> String {
         EventPosition::Block => "the block itself".into(),
         EventPosition::Transaction(index) => format!("transaction {index}"),
         EventPosition::Log(index) => format!("log {index}"),
+        EventPosition::Transfer(index) => format!("transfer {index}"),
     }
 }
 

@@ -104,7 +104,7 @@ impl Blocks {
                 };
                 next += 1;
                 let mut bytes = Vec::new();
-                encode_log(&log, &mut bytes);
+                encode_log(&log, &[], &[], &mut bytes);
                 (EventPosition::Log(log.index), bytes)
             });
             let events = events.collect();

@@ -1,10 +1,11 @@
 //! The blocks above finalized, fetched once and matched once for all plugins that step over them.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 
 use alloy_primitives::B256;
 
+use crate::index::watch::Sets;
 use crate::index::{Index, Matched};
 use crate::model::{Block, BlockRef, Wanted};
 use crate::source::{ReadError, Source};
@@ -18,6 +19,16 @@ pub struct Plan {
     pub index: Index,
     /// Tells plans apart.
     pub generation: u64,
+    /// Edited while plans are in use: what a block has of them stays the same.
+    pub sets: Arc<RwLock<Sets>>,
+}
+
+impl Plan {
+    pub fn match_block(&self, block: &Block) -> Matched {
+        let sets = self.sets.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let at = block.at();
+        self.index.match_block(block, sets.at(at.chain, at.number))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -54,7 +65,7 @@ impl Blocks {
                 block
             }
         };
-        let matched = Arc::new(plan.index.match_block(&block));
+        let matched = Arc::new(plan.match_block(&block));
         held.matched = Some((plan.generation, matched.clone()));
         Ok(matched)
     }

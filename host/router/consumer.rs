@@ -9,12 +9,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::next::{Next, Place, next};
-use super::work::{self, Desk, Done, Failed};
+use super::work::{self, Desk, Done, Failed, Kit};
 use super::{Router, Worked};
 use crate::index::SubscriberId;
 use crate::journal::{ConsumerId, TrackId};
-use crate::model::{PluginName, StreamId};
-use crate::plugin::step::Worker;
+use crate::model::{Factory, PluginName, StreamId};
 use crate::telemetry;
 
 /// After a fault: 1 s, then longer, then each minute.
@@ -32,7 +31,8 @@ pub struct Consumer {
     pub begun: bool,
     /// In the order of the manifest's streams.
     pub tracks: Arc<Vec<(TrackId, StreamId)>>,
-    pub worker: Option<Worker>,
+    pub kit: Kit,
+    pub factories: Arc<Vec<Factory>>,
     pub busy: bool,
     pub failures: u32,
     pub retry_at: Option<Instant>,
@@ -126,6 +126,7 @@ impl Router {
             journal: self.journal.clone(),
             consumer: consumer.id,
             subscriber: consumer.subscriber,
+            factories: consumer.factories.clone(),
             state_version: plugin.candidate.manifest.state_version,
             tracks: consumer.tracks.clone(),
             turns: self.turns.clone(),
@@ -133,12 +134,13 @@ impl Router {
             safe: chain.safe,
             finalized: path.finalized().number,
         };
-        let worker = consumer.worker.take().map_or_else(|| plugin.candidate.worker(id), Ok);
-        let worker = match worker {
-            Ok(worker) => worker,
-            Err(error) => return consumer.stuck = Some(error.to_string()),
-        };
-        let mut worker = Some(worker);
+        let mut kit = std::mem::take(&mut consumer.kit);
+        if kit.worker.is_none() {
+            match plugin.candidate.worker(id) {
+                Ok(worker) => kit.worker = Some(worker),
+                Err(error) => return consumer.stuck = Some(error.to_string()),
+            }
+        }
         let start = plugin.candidate.settings.start.unwrap_or(chain.config.start);
         let (cursor, path) = (consumer.place.cursor, path.clone());
         let (safe, finalized) = (desk.safe, desk.finalized);
@@ -146,26 +148,31 @@ impl Router {
         consumer.busy = true;
         consumer.retry_at = None;
         self.jobs.spawn(async move {
+            let back = matches!(next, Some(Next::Verify | Next::Undo));
             let result = match (next, cursor) {
                 (None, _) => work::find_start(&desk, start, path.tip()).await,
-                (Some(Next::Range { from, to }), _) => work::range(&desk, &mut worker, cursor, from, to).await,
-                (Some(Next::Live(at)), _) => work::live(&desk, &mut worker, cursor, at).await,
+                (Some(Next::Range { from, to }), _) => work::range(&desk, &mut kit, cursor, from, to).await,
+                (Some(Next::Live(at)), _) => work::live(&desk, &mut kit, cursor, at).await,
                 (Some(Next::Verify), Some(cursor)) => work::verify(&desk, cursor).await,
                 (Some(Next::Undo), Some(cursor)) => work::undo(&desk, cursor, Some(&path)).await,
                 (Some(Next::Mark), Some(cursor)) => work::mark(&desk, Some(cursor), cursor).await,
                 (Some(Next::Verify | Next::Undo | Next::Mark | Next::Wait), _) => Ok(Done::default()),
             };
-            Worked { plugin, chain, worker, result, safe, finalized }
+            if back {
+                // Walked back, what the blocks above had made is not there any more.
+                kit.children = None;
+            }
+            Worked { plugin, chain, kit, result, safe, finalized }
         });
     }
 
     pub(super) fn worked(&mut self, worked: Worked) {
-        let Worked { plugin: name, chain, worker, result, safe, finalized } = worked;
+        let Worked { plugin: name, chain, kit, result, safe, finalized } = worked;
         let chain_id = self.chains.get(&chain).and_then(|c| c.id);
         let Some(plugin) = self.plugins.get_mut(&name) else { return };
         let Some(consumer) = plugin.consumers.get_mut(&chain) else { return };
         consumer.busy = false;
-        consumer.worker = worker;
+        consumer.kit = kit;
         let mut roll_back = None;
         match result {
             Ok(done) => {

@@ -4,15 +4,16 @@
 
 use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::Semaphore;
 
-use super::blocks::Blocks;
+use super::blocks::{Blocks, Plan};
 use super::consumer::FULL_RETRY;
 use super::work::state_of;
 use crate::config::{Config, PluginConfig};
 use crate::index::Index;
+use crate::index::watch::Sets;
 use crate::journal::{Consumer, Journal, JournalError, TrackId, VersionWrite, Write};
 use crate::model::{ChainId, Manifest, PluginName, StreamId};
 use crate::plugin::capabilities::{Capability, Grants};
@@ -93,6 +94,7 @@ pub struct Load {
     pub config: Arc<Config>,
     pub journal: Arc<dyn Journal>,
     pub chains: Vec<ReadyChain>,
+    pub sets: Arc<RwLock<Sets>>,
     pub file: PathBuf,
     /// The plugin that this file provides now.
     pub provides: Option<PluginName>,
@@ -225,12 +227,16 @@ impl Load {
 
     /// Runs it over blocks that are in memory, on a copy of the state that is thrown away.
     fn try_out(&self, candidate: &Candidate) -> Result<(), String> {
-        let index = Index::new([(0, candidate.manifest.subscriptions.as_slice())]);
         let consumers = self.journal.consumers().map_err(|e| e.to_string())?;
         for chain in &self.chains {
             let consumer = consumers.iter().find(|c| c.plugin == candidate.manifest.name && c.chain == chain.id);
-            for block in chain.blocks.recent(index.wanted(), TRIAL_BLOCKS) {
-                let matched = index.match_block(&block);
+            let index = {
+                let mut sets = self.sets.write().unwrap_or_else(PoisonError::into_inner);
+                Index::new(chain.id, [(0, candidate.manifest.subscriptions.as_slice())], &mut sets)
+            };
+            let plan = Plan { index, generation: 0, sets: self.sets.clone() };
+            for block in chain.blocks.recent(plan.index.wanted(), TRIAL_BLOCKS) {
+                let matched = plan.match_block(&block);
                 let events: Vec<_> = matched.events(0).collect();
                 let block_subscribed = matched.wants_block(0);
                 if events.is_empty() && !block_subscribed {

@@ -17,6 +17,7 @@ mod consumer;
 mod follow;
 pub mod handle;
 mod load;
+mod made;
 mod next;
 mod payload;
 mod picture;
@@ -26,7 +27,7 @@ mod work;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
@@ -40,13 +41,13 @@ use self::plugins::Plugin;
 use self::turns::Turns;
 use crate::chain::Follower;
 use crate::config::{ChainConfig, Config};
+use crate::index::watch::Sets;
 use crate::journal::sqlite::SqliteJournal;
 use crate::journal::{DeadFilter, Journal, LaneWrite, Write};
 use crate::lane::{Lane, Routed, Settings};
 use crate::model::{BlockUpdate, ChainId, OutputName, PluginName, RefusedFile, Status};
 use crate::plugin::engine::Engine;
 use crate::plugin::reload::{self, Dropped};
-use crate::plugin::step::Worker;
 use crate::source::{self, ReadError, Source};
 use crate::{index::Index, sink, telemetry};
 
@@ -71,11 +72,11 @@ enum Input {
     Tick,
 }
 
-/// A consumer's job that ended, with the worker that it had borrowed.
+/// A consumer's job that ended, with what it had borrowed.
 struct Worked {
     plugin: PluginName,
     chain: String,
-    worker: Option<Worker>,
+    kit: work::Kit,
     result: Result<work::Done, work::Failed>,
     safe: u64,
     finalized: u64,
@@ -189,6 +190,8 @@ struct Router {
 
     next_subscriber: u32,
     generation: u64,
+    /// The watch sets, as matching reads them.
+    sets: Arc<RwLock<Sets>>,
     /// The disk is full: since when, and why.
     full: Option<(Instant, String)>,
     fatal: Option<String>,
@@ -247,6 +250,7 @@ impl Router {
             followers: JoinSet::new(),
             next_subscriber: 0,
             generation: 0,
+            sets: Arc::default(),
             full: None,
             fatal: None,
             stopping: false,
@@ -492,11 +496,13 @@ impl Router {
     fn replan(&mut self) {
         self.generation += 1;
         for (name, chain) in &mut self.chains {
+            let Some(id) = chain.id else { continue };
             let subscribers = self.plugins.values().filter_map(|p| {
                 let consumer = p.consumers.get(name)?;
                 Some((consumer.subscriber, p.candidate.manifest.subscriptions.as_slice()))
             });
-            chain.plan = Arc::new(Plan { index: Index::new(subscribers), generation: self.generation });
+            let index = Index::new(id, subscribers, &mut self.sets.write().unwrap_or_else(PoisonError::into_inner));
+            chain.plan = Arc::new(Plan { index, generation: self.generation, sets: self.sets.clone() });
         }
     }
 

@@ -23,14 +23,18 @@ fn text(address: Address) -> String {
     format!("{address:?}")
 }
 
-/// `eip155:1/0xcontract` for a log, `eip155:1/0xreceiver` for a transaction, `eip155:1` for a block.
+/// `eip155:1/0xcontract` for a log, `eip155:1/0xreceiver` for a transaction or transfer, `eip155:1` for a block.
 pub fn lane_key(chain: ChainId, position: EventPosition, record: &[u8]) -> String {
     match position {
         EventPosition::Block => chain.to_string(),
         EventPosition::Transaction(_) => format!("{chain}/{}", text(address_at(record, 140))),
         EventPosition::Log(_) => format!("{chain}/{}", text(address_at(record, 48))),
+        EventPosition::Transfer(_) => format!("{chain}/{}", text(address_at(record, 108))),
     }
 }
+
+/// The words for [`crate::model::How`], by its code.
+const HOW: [&str; 6] = ["transaction", "creation", "call", "create", "create2", "selfdestruct"];
 
 /// The event as JSON. Numbers that may pass 2^53 are decimal strings.
 pub fn as_json(position: EventPosition, record: &[u8]) -> serde_json::Value {
@@ -67,6 +71,16 @@ pub fn as_json(position: EventPosition, record: &[u8]) -> serde_json::Value {
                 "tx": word_at(record, 16),
             })
         }
+        EventPosition::Transfer(index) => json!({
+            "tx": word_at(record, 24),
+            "transaction_index": u32_at(record, 12),
+            "transfer_index": index,
+            "how": HOW.get(usize::from(record[16])),
+            "depth": u16::from_le_bytes([record[18], record[19]]),
+            "from": text(address_at(record, 88)),
+            "to": text(address_at(record, 108)),
+            "value": U256::from_be_bytes(word_at(record, 56).0).to_string(),
+        }),
     }
 }
 
@@ -87,7 +101,7 @@ mod tests {
             data: Bytes::from_static(&[1, 2, 3]),
         };
         let mut record = Vec::new();
-        batch::encode_log(&log, &mut record);
+        batch::encode_log(&log, &[], &[], &mut record);
         let position = EventPosition::Log(3);
         assert_eq!(lane_key(ChainId(5), position, &record), "eip155:5/0xabababababababababababababababababababab");
         let json = as_json(position, &record);

@@ -16,6 +16,7 @@ use super::consumer::Consumer;
 use super::handle::Answer;
 use super::load::{Candidate, Installed, Load, Refusal, read_version};
 use super::next::Place;
+use super::work::Kit;
 use super::{GONE_AFTER, Loaded, Router};
 use crate::model::{PluginName, RefusedFile};
 use crate::plugin::Digest;
@@ -79,6 +80,7 @@ impl Router {
             config: self.config.clone(),
             journal: self.journal.clone(),
             chains: self.ready_chains(),
+            sets: self.sets.clone(),
             provides: self.plugin_of(&file),
             file: file.clone(),
             digest,
@@ -248,11 +250,15 @@ impl Router {
         }
         for new in consumers {
             let tracks = Arc::new(new.tracks);
+            let here = plugin.candidate.manifest.subscriptions.iter().filter(|s| s.on(new.row.chain));
+            let factories = Arc::new(here.filter_map(|s| s.factory.clone()).collect::<Vec<_>>());
             match plugin.consumers.get_mut(&new.chain_name) {
                 Some(consumer) => {
                     consumer.tracks = tracks;
                     if changed {
-                        consumer.worker = Some(new.worker);
+                        // Another version may have other factories.
+                        consumer.kit = Kit { worker: Some(new.worker), children: None };
+                        consumer.factories = factories;
                         (consumer.failures, consumer.retry_at, consumer.stuck) = (0, None, None);
                     }
                 }
@@ -271,7 +277,8 @@ impl Router {
                         begun: place.cursor.is_some(),
                         place,
                         tracks,
-                        worker: Some(new.worker),
+                        kit: Kit { worker: Some(new.worker), children: None },
+                        factories,
                         busy: false,
                         failures: 0,
                         retry_at: None,

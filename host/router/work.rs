@@ -7,15 +7,16 @@ use std::time::Duration;
 use futures::TryFutureExt;
 
 use super::blocks::{Blocks, Plan};
-use super::payload;
 use super::turns::{Class, Turns};
+use super::{made, payload};
 use crate::chain::Follower;
 use crate::config::Start;
-use crate::index::{Matched, SubscriberId};
+use crate::index::children::Children;
+use crate::index::{Event, Matched, SubscriberId};
 use crate::journal::{self, ConsumerId, Journal, JournalError, NewEntry, PoisonEvent, TrackId, Write};
-use crate::model::{BlockRef, ChainId, ContentType, EmissionId, EventPosition, StreamId};
+use crate::model::{BlockRef, ChainId, ContentType, EmissionId, EventPosition, Factory, StreamId, batch};
 use crate::plugin::step::Worker;
-use crate::plugin::{BlockEvents, StateRead, StepError, StepOutput};
+use crate::plugin::{BlockEvents, HOST_KEYS, StateRead, StepError, StepOutput};
 use crate::source::{ReadError, Source};
 
 /// Final blocks asked for in one step; the source answers with fewer where there is much in them.
@@ -31,6 +32,8 @@ pub struct Desk {
     pub journal: Arc<dyn Journal>,
     pub consumer: ConsumerId,
     pub subscriber: SubscriberId,
+    /// Of its subscriptions on this chain.
+    pub factories: Arc<Vec<Factory>>,
     pub state_version: u32,
     /// In the order of the manifest's streams.
     pub tracks: Arc<Vec<(TrackId, StreamId)>>,
@@ -139,29 +142,18 @@ async fn first_at(desk: &Desk, time: u64, first: u64, tip: BlockRef) -> Result<u
 
 /// Moves the cursor, or only the marks, with no events.
 pub async fn mark(desk: &Desk, from: Option<BlockRef>, cursor: BlockRef) -> Result<Done, Failed> {
-    commit(desk, from, cursor, false, StepOutput::default(), vec![], vec![]).await?;
+    commit(desk, from, cursor, false, StepOutput::default(), vec![], &[]).await?;
     Ok(Done { cursor: Some(cursor), ..Done::default() })
 }
 
 /// One block that may be orphaned.
-pub async fn live(
-    desk: &Desk,
-    worker: &mut Option<Worker>,
-    from: Option<BlockRef>,
-    at: BlockRef,
-) -> Result<Done, Failed> {
+pub async fn live(desk: &Desk, kit: &mut Kit, from: Option<BlockRef>, at: BlockRef) -> Result<Done, Failed> {
     let matched = desk.blocks.matched(&at, &desk.plan).await?;
-    step(desk, worker, from, at, true, vec![matched]).await
+    step(desk, kit, from, at, true, vec![matched]).await
 }
 
 /// Final blocks: one step for many.
-pub async fn range(
-    desk: &Desk,
-    worker: &mut Option<Worker>,
-    from: Option<BlockRef>,
-    first: u64,
-    last: u64,
-) -> Result<Done, Failed> {
+pub async fn range(desk: &Desk, kit: &mut Kit, from: Option<BlockRef>, first: u64, last: u64) -> Result<Done, Failed> {
     let last = last.min(first + RANGE_BLOCKS - 1);
     let range = desk.source.range(first, last, desk.plan.index.wanted()).await?;
     if range.to.number < first || range.to.number > last || range.blocks.iter().any(|b| b.at().number > last) {
@@ -170,26 +162,60 @@ pub async fn range(
     }
     let plan = desk.plan.clone();
     let matched = tokio::task::spawn_blocking(move || {
-        range.blocks.iter().map(|block| Arc::new(plan.index.match_block(block))).collect::<Vec<_>>()
+        range.blocks.iter().map(|block| Arc::new(plan.match_block(block))).collect::<Vec<_>>()
     })
     .map_err(|e| Failed::Again { why: format!("matching panicked: {e}"), after: None })
     .await?;
-    step(desk, worker, from, range.to, false, matched).await
+    step(desk, kit, from, range.to, false, matched).await
+}
+
+/// What a consumer takes with it from step to step.
+#[derive(Default)]
+pub struct Kit {
+    pub worker: Option<Worker>,
+    /// What its factories made, as of its cursor. `None`: to be read from the journal.
+    pub children: Option<Children>,
+}
+
+/// One block's events for one consumer.
+struct Mine {
+    matched: Arc<Matched>,
+    /// Into the matched events.
+    events: Vec<Event>,
+}
+
+impl Mine {
+    fn at(&self) -> BlockRef {
+        self.matched.at
+    }
+
+    fn events(&self) -> impl Iterator<Item = (EventPosition, &[u8])> {
+        self.events.iter().map(|event| self.matched.event(event.number))
+    }
 }
 
 async fn step(
     desk: &Desk,
-    worker: &mut Option<Worker>,
+    kit: &mut Kit,
     from: Option<BlockRef>,
     cursor: BlockRef,
     undo: bool,
     matched: Vec<Arc<Matched>>,
 ) -> Result<Done, Failed> {
     let subscriber = desk.subscriber;
-    let has_events = |m: &Matched| m.wants_block(subscriber) || m.events(subscriber).next().is_some();
-    let matched: Vec<Arc<Matched>> = matched.into_iter().filter(|m| has_events(m)).collect();
-    let events: u64 =
-        matched.iter().map(|m| m.events(subscriber).count() as u64 + u64::from(m.wants_block(subscriber))).sum();
+    let mut children = match kit.children.take() {
+        Some(children) => children,
+        None => made::remember(desk)?,
+    };
+    let mut mine = Vec::new();
+    for matched in matched {
+        let events = matched.events_of(subscriber, &mut children);
+        if matched.wants_block(subscriber) || !events.is_empty() {
+            mine.push(Mine { matched, events });
+        }
+    }
+    let mine = Arc::new(mine);
+    let events: u64 = mine.iter().map(|m| m.events.len() as u64 + u64::from(m.matched.wants_block(subscriber))).sum();
     let (mut output, mut entries) = (StepOutput::default(), Vec::new());
     if events > 0 {
         let mut class = match (desk.suspect, undo) {
@@ -198,19 +224,19 @@ async fn step(
             (false, false) => Class::Range,
         };
         let stepped = loop {
-            let Some(mut working) = worker.take() else {
+            let Some(mut working) = kit.worker.take() else {
                 return Err(Failed::Halt { why: "a step began without a worker".into() });
             };
-            let (own, matched) = (desk.clone(), matched.clone());
+            let (own, mine) = (desk.clone(), mine.clone());
             let work = move || {
-                let stepped = call(&own, &mut working, &matched, class);
+                let stepped = call(&own, &mut working, &mine, class);
                 // Here, since a flood of them is work as well.
-                let named = stepped.map(|output| (name_emissions(&own, &output, &matched), output));
+                let named = stepped.map(|output| (name_emissions(&own, &output, &mine), output));
                 (working, named)
             };
             let panicked = |e| Failed::Again { why: format!("the worker panicked: {e}"), after: None };
             let (working, stepped) = desk.turns.run(class, work).await.map_err(panicked)?;
-            *worker = Some(working);
+            kit.worker = Some(working);
             match stepped {
                 Err(StepError::Overrun { .. }) if class != Class::Suspect => class = Class::Suspect,
                 other => break other?,
@@ -218,6 +244,7 @@ async fn step(
         };
         (entries, output) = (stepped.0?, stepped.1);
     }
+    output.state.extend(made::to_write(&mut children));
     let done = Done {
         cursor: Some(cursor),
         // A live block may be orphaned and overtaken by finality before the consumer's next turn.
@@ -229,20 +256,38 @@ async fn step(
         poison: output.poison.len() as u64,
         ..Done::default()
     };
-    commit(desk, from, cursor, undo, output, entries, matched).await?;
+    commit(desk, from, cursor, undo, output, entries, &mine).await?;
+    // Only now: what a failed step learned is forgotten.
+    kit.children = Some(children);
     Ok(done)
 }
 
 /// Who may keep others waiting calls once; a suspect is searched for the event to blame.
-fn call(desk: &Desk, worker: &mut Worker, matched: &[Arc<Matched>], class: Class) -> Result<StepOutput, StepError> {
+fn call(desk: &Desk, worker: &mut Worker, mine: &[Mine], class: Class) -> Result<StepOutput, StepError> {
     let subscriber = desk.subscriber;
-    let blocks: Vec<BlockEvents<'_>> = matched
+    // A record is shared by all; whether a factory of the plugin made its contract is not.
+    let marked: Vec<Vec<Vec<u8>>> = mine
         .iter()
-        .map(|m| BlockEvents {
-            at: m.at,
-            block_record: m.block_record(),
-            block_subscribed: m.wants_block(subscriber),
-            events: m.events(subscriber).collect(),
+        .map(|m| {
+            let made = m.events.iter().filter(|event| event.made);
+            made.map(|event| batch::marked_as_made(m.matched.event(event.number).1)).collect()
+        })
+        .collect();
+    let blocks: Vec<BlockEvents<'_>> = mine
+        .iter()
+        .zip(&marked)
+        .map(|(m, marked)| {
+            let mut marked = marked.iter();
+            let events = m.events.iter().map(|event| {
+                let (position, record) = m.matched.event(event.number);
+                (position, if event.made { marked.next().map_or(record, Vec::as_slice) } else { record })
+            });
+            BlockEvents {
+                at: m.at(),
+                block_record: m.matched.block_record(),
+                block_subscribed: m.matched.wants_block(subscriber),
+                events: events.collect(),
+            }
         })
         .collect();
     let state = state_of(desk.journal.clone(), desk.consumer);
@@ -259,12 +304,12 @@ async fn commit(
     undo: bool,
     output: StepOutput,
     entries: Vec<NewEntry>,
-    matched: Vec<Arc<Matched>>,
+    mine: &[Mine],
 ) -> Result<(), Failed> {
     let poison = output
         .poison
         .into_iter()
-        .map(|p| PoisonEvent { block: matched[p.block].at, position: p.position, why: p.why })
+        .map(|p| PoisonEvent { block: mine[p.block].at(), position: p.position, why: p.why })
         .collect();
     let step = journal::Step {
         consumer: desk.consumer,
@@ -283,21 +328,22 @@ async fn commit(
 }
 
 /// Gives emissions their ids, and writes the payloads that plugins left to the host.
-fn name_emissions(desk: &Desk, output: &StepOutput, matched: &[Arc<Matched>]) -> Result<Vec<NewEntry>, Failed> {
+fn name_emissions(desk: &Desk, output: &StepOutput, mine: &[Mine]) -> Result<Vec<NewEntry>, Failed> {
     let mut entries = Vec::with_capacity(output.emissions.len());
     let (mut begun, mut incarnation, mut events, mut next) = (usize::MAX, 0, vec![], 0);
     for emission in &output.emissions {
-        let block = &matched[emission.block];
+        let block = &mine[emission.block];
+        let at = block.at();
         if begun != emission.block {
-            incarnation = desk.journal.incarnation(desk.consumer, &block.at.hash)?;
-            (begun, events, next) = (emission.block, block.events(desk.subscriber).collect(), 0);
+            incarnation = desk.journal.incarnation(desk.consumer, &at.hash)?;
+            (begun, events, next) = (emission.block, block.events().collect(), 0);
         }
         // Most answers speak of events in their order: the one sought is near the last one.
         let is_it = |(position, _): &(EventPosition, &[u8])| *position == emission.position;
         let ahead = events[next..].iter().position(is_it).map(|n| next + n);
         let found = ahead.or_else(|| events[..next].iter().position(is_it));
         next = found.unwrap_or(next);
-        let record = found.map_or_else(|| block.block_record(), |n| events[n].1);
+        let record = found.map_or_else(|| block.matched.block_record(), |n| events[n].1);
         let (track, stream) = &desk.tracks[usize::from(emission.stream)];
         let (content_type, payload) = match &emission.payload {
             Some(payload) => (emission.content_type, payload.clone()),
@@ -312,15 +358,8 @@ fn name_emissions(desk: &Desk, output: &StepOutput, matched: &[Arc<Matched>]) ->
         };
         entries.push(NewEntry {
             track: *track,
-            emission: EmissionId::of(
-                desk.chain,
-                &block.at.hash,
-                emission.position,
-                stream,
-                emission.ordinal,
-                incarnation,
-            ),
-            block: block.at,
+            emission: EmissionId::of(desk.chain, &at.hash, emission.position, stream, emission.ordinal, incarnation),
+            block: at,
             position: emission.position,
             ordinal: emission.ordinal,
             lane_key,
@@ -400,6 +439,10 @@ async fn canonical(desk: &Desk, number: u64, path: Option<&Follower>) -> Result<
     }
 }
 
+fn is_host_key(key: &[u8]) -> bool {
+    key.starts_with(HOST_KEYS)
+}
+
 struct State {
     journal: Arc<dyn Journal>,
     consumer: ConsumerId,
@@ -410,7 +453,10 @@ impl StateRead for State {
         self.journal.state_get(self.consumer, key).map_err(|e| e.to_string())
     }
     fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: u32) -> Result<Vec<(Vec<u8>, Vec<u8>)>, String> {
-        self.journal.state_scan(self.consumer, prefix, after, limit).map_err(|e| e.to_string())
+        let mut found = self.journal.state_scan(self.consumer, prefix, after, limit).map_err(|e| e.to_string())?;
+        // What the host keeps beside it stands behind all that a plugin may write.
+        found.truncate(found.partition_point(|(key, _)| !is_host_key(key)));
+        Ok(found)
     }
 }
 

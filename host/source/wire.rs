@@ -432,7 +432,7 @@ pub fn assemble(
         beneficiary: h.beneficiary,
         transaction_count: u32::try_from(block.count()).ok(),
     };
-    Ok(Block { header, transactions, logs })
+    Ok(Block { header, transactions, transfers: Vec::new(), logs })
 }
 
 fn take_logs(

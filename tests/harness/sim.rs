@@ -154,7 +154,7 @@ impl Tree {
             beneficiary: Address::ZERO,
             transaction_count: Some(logs.len() as u32),
         };
-        self.blocks.insert(hash, Block { header, transactions, logs });
+        self.blocks.insert(hash, Block { header, transactions, transfers: vec![], logs });
         self.path.push(hash);
     }
 

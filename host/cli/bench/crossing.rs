@@ -61,7 +61,7 @@ pub fn measure(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
     for events in [1, 16, 512] {
         let records = transfers(events, 100).into_iter().map(|log| {
             let mut record = Vec::new();
-            encode_log(&log, &mut record);
+            encode_log(&log, &[], &[], &mut record);
             record
         });
         let records: Vec<Vec<u8>> = records.collect();

@@ -1,14 +1,19 @@
 //! What it costs to find out who gets an event: ns an event of matching and encoding, with 1, 100 and 10,000
 //! subscriptions filed. `one` of them gets the events, or they are `spread` over all.
 
+use std::sync::LazyLock;
+
 use alloy_primitives::{Address, keccak256};
 
 use super::lab::{Lab, TRANSFER, block, timed, transfer};
 use super::{Aim, Figure};
 use crate::index::Index;
-use crate::model::{EventKind, Subscription};
+use crate::index::watch::Sets;
+use crate::model::{ChainId, EventKind, Subscription};
 
 const LOGS: u32 = 200;
+const CHAIN: ChainId = ChainId(1);
+static NO_SETS: LazyLock<Sets> = LazyLock::new(Sets::default);
 
 fn token(number: u32) -> Address {
     Address::from_word(keccak256(number.to_be_bytes()))
@@ -25,11 +30,14 @@ pub fn measure(lab: &Lab) -> Vec<Figure> {
                 [s]
             });
             let subscriptions: Vec<[Subscription; 1]> = subscriptions.collect();
-            let index = Index::new(subscriptions.iter().enumerate().map(|(n, s)| (n as u32, s.as_slice())));
+            let mut sets = Sets::default();
+            let subscribers = subscriptions.iter().enumerate().map(|(n, s)| (n as u32, s.as_slice()));
+            let index = Index::new(CHAIN, subscribers, &mut sets);
             let logs = (0..LOGS).map(|n| transfer(n, token(if spread { n * 37 % count } else { 0 }), false));
             (index, block(1, logs.collect()))
         });
-        let [mut few, mut some, mut many] = filed.map(|(index, block)| move || timed(|| index.match_block(&block)));
+        let [mut few, mut some, mut many] =
+            filed.map(|(index, block)| move || timed(|| index.match_block(&block, NO_SETS.at(CHAIN, 1))));
         let ns = lab.best(LOGS as usize, [&mut few, &mut some, &mut many]);
         figures.extend(counts.iter().zip(ns).map(|(count, took)| {
             let name = format!("index_{name}_{count}");

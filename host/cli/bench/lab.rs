@@ -126,7 +126,7 @@ pub fn block(number: u64, logs: Vec<Log>) -> Block {
         beneficiary: Address::ZERO,
         transaction_count: None,
     };
-    Block { header, transactions: vec![], logs }
+    Block { header, transactions: vec![], transfers: vec![], logs }
 }
 
 /// A chain in memory, decoded already: what a source costs is not in the figures.
@@ -216,8 +216,12 @@ impl Source for Memory {
             (state.asked, state.cpu_then) = (Some(Instant::now()), processor_time());
         }
         let blocks = state.blocks[from as usize..=to as usize].iter_mut();
-        let blocks =
-            blocks.map(|b| Block { header: b.header.clone(), transactions: vec![], logs: std::mem::take(&mut b.logs) });
+        let blocks = blocks.map(|b| Block {
+            header: b.header.clone(),
+            transactions: vec![],
+            transfers: vec![],
+            logs: std::mem::take(&mut b.logs),
+        });
         Ok(Range { blocks: blocks.collect(), to: at })
     }
     async fn changed(&self) {

@@ -68,6 +68,7 @@ fn line(delivery: &Delivery) -> String {
         EventPosition::Block => "block".to_owned(),
         EventPosition::Transaction(index) => format!("transaction {index}"),
         EventPosition::Log(index) => format!("log {index}"),
+        EventPosition::Transfer(index) => format!("transfer {index}"),
     };
     let data = match emission.content_type {
         ContentType::Json => serde_json::from_slice(&emission.payload).ok(),

@@ -9,6 +9,8 @@ use std::fmt;
 use alloy_primitives::{Address, B256, U256};
 use alloy_sol_types::{SolEvent, abi::token::WordToken};
 
+use crate::subscription::Place;
+
 /// The version of the batch layout that this SDK reads and writes.
 pub const LAYOUT_VERSION: u32 = 1;
 
@@ -17,7 +19,9 @@ const HEADER: usize = 24;
 const BLOCK_FIXED: usize = 168;
 const TRANSACTION_FIXED: usize = 208;
 const LOG_FIXED: usize = 80;
+const TRANSFER_FIXED: usize = 128;
 const FLAG_SUBSCRIBED: u8 = 1;
+const FLAG_MADE: u8 = 2;
 
 /// Why the bytes are not a batch in the layout of this SDK. The whole batch is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +141,8 @@ pub enum Record<'a> {
     Transaction(TransactionView<'a>),
     /// A log of the block before it.
     Log(LogView<'a>),
+    /// Native value that moved, or a contract that was created, in the block before it.
+    Transfer(TransferView<'a>),
 }
 
 /// Iterates over a [`Batch`]. Records of unknown kinds are skipped, but count in the index.
@@ -201,14 +207,14 @@ impl<'a> Iterator for Events<'a> {
                     self.block = Some(view);
                     Record::Block(view)
                 }),
-                2 | 3 => {
+                2..=4 => {
                     let Some(block) = self.block else {
                         return self.fail(Malformed::NoBlock { index });
                     };
-                    if kind == 2 {
-                        TransactionView::read(record, fixed_len, variable, block).map(Record::Transaction)
-                    } else {
-                        LogView::read(record, fixed_len, variable, block).map(Record::Log)
+                    match kind {
+                        2 => TransactionView::read(record, fixed_len, variable, block).map(Record::Transaction),
+                        3 => LogView::read(record, fixed_len, variable, block).map(Record::Log),
+                        _ => TransferView::read(record, fixed_len, variable, block).map(Record::Transfer),
                     }
                 }
                 _ => continue,
@@ -227,6 +233,34 @@ fn fixed<const N: usize>(record: &[u8], fixed_len: usize) -> Result<&[u8; N], &'
         return Err("its fixed part is shorter than in layout 1");
     }
     record.first_chunk().ok_or("its fixed part does not fit into the record")
+}
+
+/// The watch sets that values of an event are in: each a place, a length and a name. At the end of a record.
+#[derive(Clone, Copy)]
+struct InSets<'a>(&'a [u8]);
+
+impl<'a> InSets<'a> {
+    fn read(mut bytes: &'a [u8], count: u8) -> Result<Self, &'static str> {
+        const MISFIT: &str = "its sets do not fit into the record";
+        let all = bytes;
+        for _ in 0..count {
+            let len = usize::from(*bytes.get(1).ok_or(MISFIT)?);
+            bytes = bytes.get(2 + len..).ok_or(MISFIT)?;
+        }
+        Ok(Self(&all[..all.len() - bytes.len()]))
+    }
+
+    fn contains(self, place: Place, name: &str) -> bool {
+        let mut rest = self.0;
+        while let [at, len, tail @ ..] = rest {
+            let (this, tail) = tail.split_at(usize::from(*len));
+            if *at == place.code() && this == name.as_bytes() {
+                return true;
+            }
+            rest = tail;
+        }
+        false
+    }
 }
 
 /// A block. Copied freely: it is a reference.
@@ -305,6 +339,7 @@ impl fmt::Debug for BlockView<'_> {
 pub struct TransactionView<'a> {
     fixed: &'a [u8; TRANSACTION_FIXED],
     input: &'a [u8],
+    sets: InSets<'a>,
     block: BlockView<'a>,
 }
 
@@ -317,8 +352,9 @@ impl<'a> TransactionView<'a> {
         block: BlockView<'a>,
     ) -> Result<Self, &'static str> {
         let fixed: &[u8; TRANSACTION_FIXED] = fixed(record, fixed_len)?;
-        let input = variable.get(..u32_at(fixed, 180) as usize).ok_or("its input does not fit into the record")?;
-        Ok(Self { fixed, input, block })
+        let (input, rest) =
+            variable.split_at_checked(u32_at(fixed, 180) as usize).ok_or("its input does not fit into the record")?;
+        Ok(Self { fixed, input, sets: InSets::read(rest, fixed[15])?, block })
     }
 
     #[inline]
@@ -406,6 +442,10 @@ impl<'a> TransactionView<'a> {
     pub fn input(&self) -> &'a [u8] {
         self.input
     }
+    /// Its sender or receiver is in this watch set, which the plugin named at that place.
+    pub fn is_in(&self, place: Place, set: &str) -> bool {
+        self.sets.contains(place, set)
+    }
 }
 
 impl fmt::Debug for TransactionView<'_> {
@@ -420,6 +460,9 @@ pub struct LogView<'a> {
     fixed: &'a [u8; LOG_FIXED],
     topics: &'a [B256],
     data: &'a [u8],
+    decoded: &'a [u8],
+    sets: InSets<'a>,
+    made: bool,
     block: BlockView<'a>,
 }
 
@@ -437,11 +480,15 @@ impl<'a> LogView<'a> {
             return Err("it has more than four topics");
         }
         let (topics, data) = variable.split_at_checked(count * 32).ok_or("its topics do not fit into the record")?;
-        let data = data.get(..u32_at(fixed, 72) as usize).ok_or("its data does not fit into the record")?;
+        let (data, rest) =
+            data.split_at_checked(u32_at(fixed, 72) as usize).ok_or("its data does not fit into the record")?;
+        let (decoded, rest) =
+            rest.split_at_checked(u32_at(fixed, 76) as usize).ok_or("what is decoded does not fit into the record")?;
+        let sets = InSets::read(rest, fixed[69])?;
         // SAFETY: `topics` is exactly `count * 32` initialised bytes that live as long as the batch, and `B256` is
         // `repr(transparent)` over `[u8; 32]`, so its size is 32, its alignment 1, and every bit pattern is a value.
         let topics = unsafe { std::slice::from_raw_parts(topics.as_ptr().cast::<B256>(), count) };
-        Ok(Self { fixed, topics, data, block })
+        Ok(Self { fixed, topics, data, decoded, sets, made: record[5] & FLAG_MADE != 0, block })
     }
 
     /// The block it is in.
@@ -479,6 +526,19 @@ impl<'a> LogView<'a> {
     pub fn data(&self) -> &'a [u8] {
         self.data
     }
+    /// What the host decoded, as JSON: `{"event": "Transfer", "args": {...}}`, or `{"error": "..."}` where it fits none of the events that the
+    /// subscription names. `None` where the subscription names none.
+    pub fn decoded(&self) -> Option<&'a str> {
+        if self.decoded.is_empty() { None } else { std::str::from_utf8(self.decoded).ok() }
+    }
+    /// Its contract or one of its topics is in this watch set, which the plugin named at that place.
+    pub fn is_in(&self, place: Place, set: &str) -> bool {
+        self.sets.contains(place, set)
+    }
+    /// Its contract was made by a factory of the plugin.
+    pub fn is_made(&self) -> bool {
+        self.made
+    }
     /// Topic 0 and the number of topics are those of `E`. An ERC-721 `Transfer` is not an ERC-20 one: it has one more.
     #[inline]
     pub fn is<E: SolEvent>(&self) -> bool {
@@ -495,6 +555,116 @@ impl<'a> LogView<'a> {
 impl fmt::Debug for LogView<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "log {} of transaction {} in {:?}", self.index(), self.tx_hash(), self.block)
+    }
+}
+
+/// Native value that moved, or a contract that was created, by a transaction or by a call inside of it. Only what took effect. Copied
+/// freely: it is a few references.
+#[derive(Clone, Copy)]
+pub struct TransferView<'a> {
+    fixed: &'a [u8; TRANSFER_FIXED],
+    sets: InSets<'a>,
+    block: BlockView<'a>,
+}
+
+/// How value moved, or a contract came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// The transaction itself, to an account.
+    Transaction,
+    /// The transaction itself created a contract.
+    Creation,
+    /// A call inside of it.
+    Call,
+    /// `CREATE` inside of it.
+    Create,
+    /// `CREATE2` inside of it.
+    Create2,
+    /// `SELFDESTRUCT` inside of it.
+    SelfDestruct,
+    /// Something that this SDK does not know.
+    Other,
+}
+
+impl<'a> TransferView<'a> {
+    #[inline]
+    fn read(
+        record: &'a [u8],
+        fixed_len: usize,
+        variable: &'a [u8],
+        block: BlockView<'a>,
+    ) -> Result<Self, &'static str> {
+        let fixed: &[u8; TRANSFER_FIXED] = fixed(record, fixed_len)?;
+        Ok(Self { fixed, sets: InSets::read(variable, fixed[17])?, block })
+    }
+
+    /// The block it is in.
+    #[inline]
+    pub fn block(&self) -> BlockView<'a> {
+        self.block
+    }
+    /// Place among the transfers and creations of the block, from 0.
+    #[inline]
+    pub fn index(&self) -> u32 {
+        u32_at(self.fixed, 8)
+    }
+    /// Place of its transaction in the block, from 0.
+    #[inline]
+    pub fn tx_index(&self) -> u32 {
+        u32_at(self.fixed, 12)
+    }
+    /// Hash of its transaction.
+    #[inline]
+    pub fn tx_hash(&self) -> &'a B256 {
+        bytes_at::<32>(self.fixed, 24).into()
+    }
+    /// How it came about.
+    #[inline]
+    pub fn how(&self) -> How {
+        match self.fixed[16] {
+            0 => How::Transaction,
+            1 => How::Creation,
+            2 => How::Call,
+            3 => How::Create,
+            4 => How::Create2,
+            5 => How::SelfDestruct,
+            _ => How::Other,
+        }
+    }
+    /// It created a contract.
+    #[inline]
+    pub fn creates(&self) -> bool {
+        matches!(self.how(), How::Creation | How::Create | How::Create2)
+    }
+    /// 0 for the transaction itself, 1 for what it calls, and so on.
+    #[inline]
+    pub fn depth(&self) -> u16 {
+        u16::from_le_bytes([self.fixed[18], self.fixed[19]])
+    }
+    /// In wei.
+    #[inline]
+    pub fn value(&self) -> U256 {
+        U256::from_be_bytes(*bytes_at::<32>(self.fixed, 56))
+    }
+    /// Who sent, or created.
+    #[inline]
+    pub fn from(&self) -> Address {
+        Address::new(*bytes_at(self.fixed, 88))
+    }
+    /// Who received, or the contract that was created.
+    #[inline]
+    pub fn to(&self) -> Address {
+        Address::new(*bytes_at(self.fixed, 108))
+    }
+    /// Its sender or receiver is in this watch set, which the plugin named at that place.
+    pub fn is_in(&self, place: Place, set: &str) -> bool {
+        self.sets.contains(place, set)
+    }
+}
+
+impl fmt::Debug for TransferView<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "transfer {} of transaction {} in {:?}", self.index(), self.tx_hash(), self.block)
     }
 }
 

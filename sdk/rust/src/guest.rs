@@ -8,7 +8,7 @@ use crate::batch::LAYOUT_VERSION;
 use crate::error::Fault;
 use crate::host::{self, Level};
 use crate::plugin::{Loaded, Plugin, event_at_hand};
-use crate::subscription::EventKind;
+use crate::subscription::{Child, EventKind, Place};
 
 wit_bindgen::generate!({
     path: "wit",
@@ -21,6 +21,19 @@ wit_bindgen::generate!({
 pub use wit_bindgen::rt;
 
 use exports::chainweir::plugin::processor as wit;
+
+fn at(place: Place) -> wit::Place {
+    match place {
+        Place::Address => wit::Place::Address,
+        Place::Topic(0) => wit::Place::Topic0,
+        Place::Topic(1) => wit::Place::Topic1,
+        Place::Topic(2) => wit::Place::Topic2,
+        Place::Topic(3) => wit::Place::Topic3,
+        Place::Topic(n) => panic!("a log has topics 0 to 3, there is no topic {n}"),
+        Place::Sender => wit::Place::Sender,
+        Place::Receiver => wit::Place::Receiver,
+    }
+}
 
 /// Holds the plugin of this instance.
 #[derive(Debug)]
@@ -55,12 +68,27 @@ impl<P: Plugin> Slot<P> {
                     EventKind::Block => wit::EventKind::Block,
                     EventKind::Transaction => wit::EventKind::Transaction,
                     EventKind::Log => wit::EventKind::Log,
+                    EventKind::Transfer => wit::EventKind::Transfer,
+                    EventKind::Creation => wit::EventKind::Creation,
                 },
+                chains: s.chains.iter().map(|id| format!("eip155:{id}")).collect(),
                 addresses: list(s.addresses),
                 topics: s.topics[..given].iter().map(|list| list.iter().map(|t| t.to_vec()).collect()).collect(),
                 senders: list(s.senders),
                 receivers: list(s.receivers),
                 success: s.success,
+                min_value: s.min_value.map(|v| v.to_be_bytes::<32>().to_vec()),
+                sets: s.sets.into_iter().map(|(place, name)| wit::InSet { place: at(place), name }).collect(),
+                factory: s.factory.map(|f| wit::Factory {
+                    makers: list(f.makers),
+                    event: f.event.to_vec(),
+                    child: match f.child {
+                        Child::Topic(n) => wit::Child::Topic(n),
+                        Child::Word(n) => wit::Child::Word(n),
+                    },
+                    since: f.since,
+                }),
+                decode: s.decode,
             }
         });
         wit::Manifest {

@@ -65,10 +65,10 @@ macro_rules! sol {
 pub mod prelude {
     pub use crate::alloy_primitives::{self, Address, B256, Bytes, FixedBytes, I256, U256, address, b256};
     pub use crate::alloy_sol_types::{self, SolEvent};
-    pub use crate::batch::{BlockView, Decoded, LogView, TransactionView, Undecodable};
+    pub use crate::batch::{BlockView, Decoded, LogView, TransactionView, TransferView, Undecodable};
     pub use crate::plugin::Out;
     pub use crate::state::{self, Item, Table};
-    pub use crate::subscription::Subscription;
+    pub use crate::subscription::{Child, Factory, Place, Subscription};
     pub use crate::{Error, Result, config, debug, error, info, json, plugin, reject, retry, sol, stream, warn};
 }
 

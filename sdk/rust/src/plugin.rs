@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use schemars::generate::SchemaSettings;
 
-use crate::batch::{Batch, BlockView, LogView, Record, TransactionView};
+use crate::batch::{Batch, BlockView, LogView, Record, TransactionView, TransferView};
 use crate::error::{Error, Fault, Result};
 use crate::state;
 use crate::subscription::{EventKind, Subscription};
@@ -89,13 +89,20 @@ pub struct Filters(Vec<Option<Vec<Subscription>>>);
 impl Filters {
     /// A handler need not be asked again where the host's match already decides: it is the only one for its kind of event.
     fn new(handlers: &[(EventKind, Vec<Subscription>)]) -> Self {
-        let alone = |kind| handlers.iter().filter(|(other, _)| *other == kind).count() == 1;
+        // Transfers and creations come as one kind of record.
+        let one_record = |kind| if kind == EventKind::Creation { EventKind::Transfer } else { kind };
+        let alone = |kind| handlers.iter().filter(|(other, _)| one_record(*other) == one_record(kind)).count() == 1;
         Self(handlers.iter().map(|(kind, wanted)| (!alone(*kind)).then(|| wanted.clone())).collect())
     }
     /// Does the handler ask for the log?
     #[inline]
     pub fn log(&self, handler: usize, log: &LogView<'_>) -> bool {
         self.0[handler].as_ref().is_none_or(|wanted| wanted.iter().any(|s| s.wants_log(log)))
+    }
+    /// Does the handler ask for the transfer or creation?
+    #[inline]
+    pub fn transfer(&self, handler: usize, transfer: &TransferView<'_>) -> bool {
+        self.0[handler].as_ref().is_none_or(|wanted| wanted.iter().any(|s| s.wants_transfer(transfer)))
     }
     /// Does the handler ask for the transaction?
     #[inline]
@@ -124,6 +131,8 @@ pub trait Plugin: Configured + 'static {
     fn on_block(&self, block: &BlockView<'_>, out: &mut Out<Self>) -> Result;
     /// Hands a transaction to the handlers that asked for it.
     fn on_transaction(&self, filters: &Filters, tx: &TransactionView<'_>, out: &mut Out<Self>) -> Result;
+    /// Hands a transfer or creation to the handlers that asked for it.
+    fn on_transfer(&self, filters: &Filters, transfer: &TransferView<'_>, out: &mut Out<Self>) -> Result;
     /// Hands a log to the handlers that asked for it.
     fn on_log(&self, filters: &Filters, log: &LogView<'_>, out: &mut Out<Self>) -> Result;
 }
@@ -247,6 +256,7 @@ impl<P: Plugin> Loaded<P> {
                 Record::Block(block) => self.plugin.on_block(block, &mut out),
                 Record::Transaction(tx) => self.plugin.on_transaction(&self.filters, tx, &mut out),
                 Record::Log(log) => self.plugin.on_log(&self.filters, log, &mut out),
+                Record::Transfer(transfer) => self.plugin.on_transfer(&self.filters, transfer, &mut out),
             };
             match done {
                 Ok(()) => state::keep_event(),

@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashSet};
 use alloy_primitives::{Address, B256, U256};
 use alloy_sol_types::SolEvent;
 
-use crate::batch::{LogView, TransactionView};
+use crate::batch::{LogView, TransactionView, TransferView};
 
 /// The kind of event that a subscription asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,28 +17,118 @@ pub enum EventKind {
     Transaction,
     /// Logs.
     Log,
+    /// Native value that moved: by a transaction, or by a call inside of one.
+    Transfer,
+    /// Contracts that were created: by a transaction, or inside of one.
+    Creation,
 }
 
-/// Which events a handler asks for. Every list that is not empty must hold the event's value; an empty list asks for nothing.
+/// A place of a subscription that asks for one value of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Logs: the contract that wrote the log.
+    Address,
+    /// Logs: topic 0 to 3.
+    Topic(u8),
+    /// Transactions and transfers: `from`. Creations: who created.
+    Sender,
+    /// Transactions and transfers: `to`. Creations: the new contract.
+    Receiver,
+}
+
+impl Place {
+    /// As in the batch layout.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Address => 0,
+            Self::Topic(n) => 1 + n,
+            Self::Sender => 5,
+            Self::Receiver => 6,
+        }
+    }
+}
+
+/// Contracts that are learned from events: the host follows them from the very log that made them, in the same block too, and forgets
+/// them when a reorg takes that log away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Factory {
+    /// The contracts whose word counts; empty means any.
+    pub makers: Vec<Address>,
+    /// Topic 0 of the event that names the new contract.
+    pub event: B256,
+    /// Where in it the new contract's address stands.
+    pub child: Child,
+    /// What was made from this block on counts, though the plugin begins later.
+    pub since: Option<u64>,
+}
+
+/// Where in an event the address of a new contract stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Child {
+    /// Topic 1 to 3: the first to third indexed argument.
+    Topic(u8),
+    /// The n-th word of the data, from 0: where all arguments before are of fixed size, the n-th that is not indexed.
+    Word(u32),
+}
+
+impl Factory {
+    /// What these contracts make, as they tell in `E`. An empty list of makers means any contract.
+    pub fn new<E: SolEvent>(makers: &(impl Values<Address> + ?Sized), child: Child) -> Self {
+        let mut list = Vec::new();
+        makers.add_to(&mut list);
+        Self { makers: list, event: E::SIGNATURE_HASH, child, since: None }
+    }
+
+    /// What was made from this block on counts, though the plugin begins later.
+    pub fn since(mut self, block: u64) -> Self {
+        self.since = Some(block);
+        self
+    }
+}
+
+/// Which events a handler asks for. Every place that asks for something must be satisfied: by one of its values, by a member of one of
+/// its watch sets, or (the address of a log) by a contract that the factory made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subscription {
     /// Kind of event.
     pub kind: EventKind,
+    /// On these chains alone, by EIP-155 id; empty means on all.
+    pub chains: Vec<u64>,
     /// Logs: the contract that wrote the log.
     pub addresses: Vec<Address>,
     /// Logs: allowed values of topic 0 to 3.
     pub topics: [Vec<B256>; 4],
-    /// Transactions: `from`.
+    /// Transactions, transfers, creations: `from`.
     pub senders: Vec<Address>,
-    /// Transactions: `to`.
+    /// Transactions, transfers, creations: `to`.
     pub receivers: Vec<Address>,
     /// Transactions: executed with success, or reverted.
     pub success: Option<bool>,
+    /// Transactions and transfers: no less than this, in wei.
+    pub min_value: Option<U256>,
+    /// Watch sets, each at its place, beside the values there.
+    pub sets: Vec<(Place, String)>,
+    /// Logs: beside the addresses, what this factory made.
+    pub factory: Option<Factory>,
+    /// Logs: events in human-readable ABI. What fits one comes decoded.
+    pub decode: Vec<String>,
 }
 
 impl Subscription {
     fn all(kind: EventKind) -> Self {
-        Self { kind, addresses: vec![], topics: Default::default(), senders: vec![], receivers: vec![], success: None }
+        Self {
+            kind,
+            chains: vec![],
+            addresses: vec![],
+            topics: Default::default(),
+            senders: vec![],
+            receivers: vec![],
+            success: None,
+            min_value: None,
+            sets: vec![],
+            factory: None,
+            decode: vec![],
+        }
     }
 
     /// Every block.
@@ -54,6 +144,16 @@ impl Subscription {
     /// Every log.
     pub fn logs() -> Self {
         Self::all(EventKind::Log)
+    }
+
+    /// All native value that moves, by transactions and by calls inside of them.
+    pub fn transfers() -> Self {
+        Self::all(EventKind::Transfer)
+    }
+
+    /// Every contract that is created.
+    pub fn creations() -> Self {
+        Self::all(EventKind::Creation)
     }
 
     /// Every log with the topic 0 of the event `E`.
@@ -81,6 +181,37 @@ impl Subscription {
         self
     }
 
+    /// Only on these chains, by EIP-155 id.
+    pub fn chains(mut self, ids: &[u64]) -> Self {
+        self.chains.extend_from_slice(ids);
+        self
+    }
+
+    /// Also, or only, members of a watch set, at a place: sets are edited while the host runs.
+    pub fn set(mut self, place: Place, name: &str) -> Self {
+        self.sets.push((place, name.to_owned()));
+        self
+    }
+
+    /// Also, or only, logs of contracts that a factory made.
+    pub fn made_by(mut self, factory: Factory) -> Self {
+        self.factory = Some(factory);
+        self
+    }
+
+    /// Only transactions or transfers of at least this much, in wei.
+    pub fn min_value(mut self, wei: U256) -> Self {
+        self.min_value = Some(wei);
+        self
+    }
+
+    /// The host decodes what fits this event, in human-readable ABI: `event Transfer(address indexed from, address indexed to, uint256 value)`.
+    /// In Rust, `sol!` and [`LogView::decode`] cost less.
+    pub fn decode(mut self, event: &str) -> Self {
+        self.decode.push(event.to_owned());
+        self
+    }
+
     /// Only transactions that one of these signed. An empty list changes nothing.
     pub fn senders(mut self, senders: &(impl Values<Address> + ?Sized)) -> Self {
         senders.add_to(&mut self.senders);
@@ -99,22 +230,66 @@ impl Subscription {
         self
     }
 
+    fn on(&self, chain: u64) -> bool {
+        self.chains.is_empty() || self.chains.contains(&chain)
+    }
+
+    /// `in_set`: what the host said of the event's sets.
+    fn allows<T: PartialEq>(
+        &self,
+        place: Place,
+        values: &[T],
+        value: Option<&T>,
+        in_set: impl Fn(&str) -> bool,
+    ) -> bool {
+        let mut sets = self.sets.iter().filter(|(at, _)| *at == place).peekable();
+        if values.is_empty() && sets.peek().is_none() {
+            return true;
+        }
+        value.is_some_and(|value| values.contains(value)) || sets.any(|(_, name)| in_set(name))
+    }
+
     /// Does it ask for this log?
     pub fn wants_log(&self, log: &LogView<'_>) -> bool {
-        let topic = |(place, allowed): (usize, &Vec<B256>)| {
-            allowed.is_empty() || log.topics().get(place).is_some_and(|topic| allowed.contains(topic))
+        let topic = |(n, allowed): (usize, &Vec<B256>)| {
+            let place = Place::Topic(n as u8);
+            self.allows(place, allowed, log.topics().get(n), |name| log.is_in(place, name))
+        };
+        let address = || {
+            let open = self.addresses.is_empty() && !self.sets.iter().any(|(place, _)| *place == Place::Address);
+            let named = self
+                .allows(Place::Address, &self.addresses, Some(&log.address()), |name| log.is_in(Place::Address, name));
+            if self.factory.is_some() { log.is_made() || (named && !open) } else { named }
         };
         self.kind == EventKind::Log
-            && (self.addresses.is_empty() || self.addresses.contains(&log.address()))
+            && self.on(log.block().chain_id())
+            && address()
             && self.topics.iter().enumerate().all(topic)
     }
 
     /// Does it ask for this transaction?
     pub fn wants_transaction(&self, tx: &TransactionView<'_>) -> bool {
         self.kind == EventKind::Transaction
-            && (self.senders.is_empty() || self.senders.contains(&tx.from()))
-            && (self.receivers.is_empty() || tx.to().is_some_and(|to| self.receivers.contains(&to)))
+            && self.on(tx.block().chain_id())
+            && self.allows(Place::Sender, &self.senders, Some(&tx.from()), |name| tx.is_in(Place::Sender, name))
+            && self.allows(Place::Receiver, &self.receivers, tx.to().as_ref(), |name| tx.is_in(Place::Receiver, name))
             && self.success.is_none_or(|success| tx.success() == Some(success))
+            && self.min_value.is_none_or(|min| tx.value() >= min)
+    }
+
+    /// Does it ask for this transfer, or creation?
+    pub fn wants_transfer(&self, transfer: &TransferView<'_>) -> bool {
+        let kind = match self.kind {
+            EventKind::Transfer => {
+                !transfer.value().is_zero() && self.min_value.is_none_or(|min| transfer.value() >= min)
+            }
+            EventKind::Creation => transfer.creates(),
+            _ => false,
+        };
+        let is_in = |place| move |name: &str| transfer.is_in(place, name);
+        kind && self.on(transfer.block().chain_id())
+            && self.allows(Place::Sender, &self.senders, Some(&transfer.from()), is_in(Place::Sender))
+            && self.allows(Place::Receiver, &self.receivers, Some(&transfer.to()), is_in(Place::Receiver))
     }
 }
 

@@ -51,20 +51,28 @@ enum Kind {
     Block,
     Transaction,
     Log,
+    Transfer,
+    Creation,
 }
 
 impl Kind {
+    const ALL: [Self; 5] = [Self::Block, Self::Transaction, Self::Log, Self::Transfer, Self::Creation];
+
     fn name(self) -> &'static str {
         match self {
             Self::Block => "block",
             Self::Transaction => "transaction",
             Self::Log => "log",
+            Self::Transfer => "transfer",
+            Self::Creation => "creation",
         }
     }
     fn options(self) -> &'static [&'static str] {
         match self {
             Self::Block => &["pass", "subscribe"],
-            Self::Transaction => &["pass", "subscribe", "senders", "receivers", "success"],
+            Self::Transaction => &["pass", "subscribe", "senders", "receivers", "success", "min_value"],
+            Self::Transfer => &["pass", "subscribe", "senders", "receivers", "min_value"],
+            Self::Creation => &["pass", "subscribe", "senders", "receivers"],
             Self::Log => &["pass", "subscribe", "addresses", "topic0", "topic1", "topic2", "topic3", "undecodable"],
         }
     }
@@ -96,7 +104,7 @@ impl Handler {
 }
 
 fn kind_of(attr: &Attribute) -> Option<Kind> {
-    [Kind::Block, Kind::Transaction, Kind::Log].into_iter().find(|kind| attr.path().is_ident(kind.name()))
+    Kind::ALL.into_iter().find(|kind| attr.path().is_ident(kind.name()))
 }
 
 fn read_options(kind: Kind, attr: &Attribute) -> Result<Vec<(Ident, Expr)>> {
@@ -183,6 +191,8 @@ fn read_argument(handler: &mut Handler, ty: &Type) -> Result<TokenStream> {
             "a #[log] handler takes an event of sol! by value, and any of &LogView, &BlockView, &mut Out<Self>"
         }
         Kind::Transaction => "a #[transaction] handler takes any of &TransactionView, &BlockView, &mut Out<Self>",
+        Kind::Transfer => "a #[transfer] handler takes any of &TransferView, &BlockView, &mut Out<Self>",
+        Kind::Creation => "a #[creation] handler takes any of &TransferView, &BlockView, &mut Out<Self>",
         Kind::Block => "a #[block] handler takes any of &BlockView, &mut Out<Self>",
     };
     let wrong = || Error::new(ty.span(), help);
@@ -195,6 +205,8 @@ fn read_argument(handler: &mut Handler, ty: &Type) -> Result<TokenStream> {
             ("BlockView", Kind::Block, false) => Ok(quote!(block)),
             ("BlockView", Kind::Transaction, false) => Ok(quote!(&tx.block())),
             ("BlockView", Kind::Log, false) => Ok(quote!(&log.block())),
+            ("BlockView", Kind::Transfer | Kind::Creation, false) => Ok(quote!(&transfer.block())),
+            ("TransferView", Kind::Transfer | Kind::Creation, false) => Ok(quote!(transfer)),
             ("LogView", Kind::Log, false) => Ok(quote!(log)),
             ("TransactionView", Kind::Transaction, false) => Ok(quote!(tx)),
             ("TransactionView", Kind::Log, false) => Err(Error::new(
@@ -205,7 +217,7 @@ fn read_argument(handler: &mut Handler, ty: &Type) -> Result<TokenStream> {
         };
     }
     let segment = last_segment(ty).ok_or_else(wrong)?;
-    if ["Out", "BlockView", "LogView", "TransactionView"].contains(&&*segment.ident.to_string()) {
+    if ["Out", "BlockView", "LogView", "TransactionView", "TransferView"].contains(&&*segment.ident.to_string()) {
         let by = if segment.ident == "Out" { "&mut Out<Self>" } else { "by reference: &" };
         return Err(Error::new(
             ty.span(),
@@ -280,7 +292,7 @@ pub fn expand(args: TokenStream, item: TokenStream) -> Result<TokenStream> {
     if handlers.is_empty() {
         return Err(Error::new(
             block.self_ty.span(),
-            "a plugin has at least one handler: mark a function with #[log], #[transaction] or #[block]",
+            "a plugin has at least one handler: mark a function with #[log], #[transaction], #[transfer], #[creation] or #[block]",
         ));
     }
 
@@ -306,13 +318,13 @@ pub fn expand(args: TokenStream, item: TokenStream) -> Result<TokenStream> {
     };
 
     let mut wanted = Vec::new();
-    let mut calls: [Vec<TokenStream>; 3] = Default::default();
+    let mut calls: [Vec<TokenStream>; 5] = Default::default();
     for (i, handler) in handlers.iter().enumerate() {
         wanted.push(wants(handler)?);
         let call = call(handler, i, handler.text_option("pass")?.as_ref().map(pass_index))?;
         calls[handler.kind as usize].push(call);
     }
-    let [on_block, on_transaction, on_log] = calls;
+    let [on_block, on_transaction, on_log, on_transfer, on_creation] = calls;
 
     let name = match &args.name {
         Some(name) => {
@@ -334,7 +346,7 @@ pub fn expand(args: TokenStream, item: TokenStream) -> Result<TokenStream> {
         #block
         const _: () = {
             use ::chainweir_sdk::__private as __p;
-            use ::chainweir_sdk::batch::{BlockView as __BlockView, LogView as __LogView, TransactionView as __TransactionView};
+            use ::chainweir_sdk::batch::{BlockView as __BlockView, LogView as __LogView, TransactionView as __TransactionView, TransferView as __TransferView};
             use ::chainweir_sdk::subscription::Subscription as __Subscription;
             use ::std::{vec, vec::Vec};
             #(#emits)*
@@ -370,6 +382,12 @@ pub fn expand(args: TokenStream, item: TokenStream) -> Result<TokenStream> {
                     ::core::result::Result::Ok(())
                 }
                 #[inline]
+                fn on_transfer(&self, filters: &__p::Filters, transfer: &__TransferView<'_>, out: &mut ::chainweir_sdk::plugin::Out<Self>) -> ::chainweir_sdk::Result {
+                    if !transfer.value().is_zero() { #(#on_transfer)* }
+                    if transfer.creates() { #(#on_creation)* }
+                    ::core::result::Result::Ok(())
+                }
+                #[inline]
                 fn on_log(&self, filters: &__p::Filters, log: &__LogView<'_>, out: &mut ::chainweir_sdk::plugin::Out<Self>) -> ::chainweir_sdk::Result {
                     #(#on_log)*
                     ::core::result::Result::Ok(())
@@ -387,6 +405,8 @@ fn wants(handler: &Handler) -> Result<TokenStream> {
         Kind::Block => quote!(__p::EventKind::Block),
         Kind::Transaction => quote!(__p::EventKind::Transaction),
         Kind::Log => quote!(__p::EventKind::Log),
+        Kind::Transfer => quote!(__p::EventKind::Transfer),
+        Kind::Creation => quote!(__p::EventKind::Creation),
     };
     if let Some(subscribe) = handler.option("subscribe") {
         return Ok(quote!((#kind, ::core::iter::IntoIterator::into_iter(#subscribe).collect::<Vec<__Subscription>>())));
@@ -394,6 +414,8 @@ fn wants(handler: &Handler) -> Result<TokenStream> {
     let mut one = match (handler.kind, &handler.event) {
         (Kind::Block, _) => quote!(__Subscription::blocks()),
         (Kind::Transaction, _) => quote!(__Subscription::transactions()),
+        (Kind::Transfer, _) => quote!(__Subscription::transfers()),
+        (Kind::Creation, _) => quote!(__Subscription::creations()),
         (Kind::Log, None) => quote!(__Subscription::logs()),
         (Kind::Log, Some((event, _))) => quote_spanned!(event.span()=> __Subscription::event::<#event>()),
     };
@@ -402,6 +424,7 @@ fn wants(handler: &Handler) -> Result<TokenStream> {
         one = match &*name {
             "addresses" | "senders" | "receivers" => quote_spanned!(value.span()=> #one.#option(&(#value))),
             "success" => quote_spanned!(value.span()=> #one.success(#value)),
+            "min_value" => quote_spanned!(value.span()=> #one.min_value(#value)),
             "topic0" if handler.event.is_some() => {
                 return Err(Error::new(
                     option.span(),
@@ -451,6 +474,7 @@ fn call(handler: &Handler, i: usize, pass: Option<u16>) -> Result<TokenStream> {
     Ok(match handler.kind {
         Kind::Block => run,
         Kind::Transaction => quote!(if filters.transaction(#i, tx) { #run }),
+        Kind::Transfer | Kind::Creation => quote!(if filters.transfer(#i, transfer) { #run }),
         Kind::Log => match &handler.event {
             None => quote!(if filters.log(#i, log) { #run }),
             Some((event, raw)) => {

@@ -55,8 +55,25 @@ pub struct Tx {
     pub gas_price: u128,
     /// `None`: not known.
     pub success: Option<bool>,
+    /// In the order of execution: value that it moves and contracts that it creates, itself included where it does.
+    pub transfers: Vec<Transfer>,
     /// In chain order.
     pub logs: Vec<Log>,
+}
+
+/// Native value that moves, or a contract that is created, inside of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// Code of [`How`](crate::batch::How) in the batch layout; 2 is a call.
+    pub how: u8,
+    /// 0 for the transaction itself.
+    pub depth: u16,
+    /// Who sends, or creates.
+    pub from: Address,
+    /// Who receives, or the new contract.
+    pub to: Address,
+    /// In wei.
+    pub value: U256,
 }
 
 /// A log.
@@ -104,6 +121,7 @@ impl Tx {
             gas_used: 21_000,
             gas_price: 1_000_000_000,
             success: Some(true),
+            transfers: Vec::new(),
             logs: Vec::new(),
         }
     }
@@ -134,7 +152,14 @@ impl Tx {
     /// Reverted: it moves no value and has no logs.
     pub fn reverted(mut self) -> Self {
         self.success = Some(false);
+        self.transfers.clear();
         self.logs.clear();
+        self
+    }
+
+    /// With a call inside of it that moves value.
+    pub fn transfer(mut self, from: Address, to: Address, wei: U256) -> Self {
+        self.transfers.push(Transfer { how: 2, depth: 1, from, to, value: wei });
         self
     }
 
@@ -205,6 +230,14 @@ impl Block {
         r.put(tx.gas_price.to_le_bytes()).put(self.tx_hash(index)).put(tx.value.to_be_bytes::<32>());
         r.put(tx.from).put(tx.to.unwrap_or_default()).put(tx.created.unwrap_or_default());
         r.u32(tx.input.len() as u32).zeros(24).put(&tx.input);
+        r.end()
+    }
+
+    /// The record of a transfer of the transaction at a place. `index` counts the transfers of the block.
+    pub fn encode_transfer(&self, tx_index: usize, transfer: &Transfer, index: u32) -> Vec<u8> {
+        let mut r = Record::new(4, 1, 128);
+        r.u32(index).u32(tx_index as u32).put([transfer.how, 0]).put(transfer.depth.to_le_bytes()).zeros(4);
+        r.put(self.tx_hash(tx_index)).put(transfer.value.to_be_bytes::<32>()).put(transfer.from).put(transfer.to);
         r.end()
     }
 

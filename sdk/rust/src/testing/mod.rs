@@ -36,7 +36,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-pub use chain::{Block, Log, Tx, encode_batch};
+pub use chain::{Block, Log, Transfer, Tx, encode_batch};
 
 use crate::error::Fault;
 use crate::host::Level;
@@ -55,6 +55,8 @@ pub enum At {
     Tx(u32),
     /// The log at this place among the logs of the block.
     Log(u32),
+    /// The transfer at this place among those of the block.
+    Transfer(u32),
 }
 
 /// Something that the plugin emitted.
@@ -106,6 +108,7 @@ impl Emission {
             At::Block => "block".to_owned(),
             At::Tx(i) => format!("tx {i}"),
             At::Log(i) => format!("log {i}"),
+            At::Transfer(i) => format!("transfer {i}"),
         };
         let mut line = serde_json::Map::new();
         line.insert("block".into(), json!(self.block));
@@ -277,14 +280,19 @@ impl<P: Plugin> Tester<P> {
                     manifest.subscriptions.iter().any(|s| s.wants_transaction(&tx))
                 }
                 crate::batch::Record::Log(log) => manifest.subscriptions.iter().any(|s| s.wants_log(&log)),
+                crate::batch::Record::Transfer(t) => manifest.subscriptions.iter().any(|s| s.wants_transfer(&t)),
             };
             if wanted {
                 events.push((at, record));
             }
         };
-        let mut log_index = 0;
+        let (mut log_index, mut transfer_index) = (0, 0);
         for (i, tx) in block.transactions.iter().enumerate() {
             push_wanted(At::Tx(i as u32), block.encode_tx(i));
+            for transfer in &tx.transfers {
+                push_wanted(At::Transfer(transfer_index), block.encode_transfer(i, transfer, transfer_index));
+                transfer_index += 1;
+            }
             for log in &tx.logs {
                 push_wanted(At::Log(log_index), block.encode_log(i, log, log_index));
                 log_index += 1;

@@ -131,6 +131,7 @@ fn block(line: Line) -> Result<Block, String> {
             gas_used: 0,
             gas_price: tx.gas_price.unwrap_or_default().0.try_into().map_err(|_| "a gas price is above 128 bits")?,
             success: None,
+            transfers: Vec::new(),
             logs: Vec::new(),
         });
     }

@@ -55,6 +55,11 @@ impl Guest for Filter {
                 senders: vec![],
                 receivers: vec![],
                 success: None,
+                chains: vec![],
+                min_value: None,
+                sets: vec![],
+                factory: None,
+                decode: vec![],
             }],
             streams: vec![Stream { name: "passed".into(), description: String::new(), schema: "{}".into() }],
         }

@@ -220,6 +220,11 @@ impl Guest for Hostile {
             senders: vec![],
             receivers: vec![],
             success: None,
+            chains: vec![],
+            min_value: None,
+            sets: vec![],
+            factory: None,
+            decode: vec![],
         };
         let mut manifest = Manifest {
             name: settings.name.clone(),
