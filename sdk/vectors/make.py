@@ -67,16 +67,24 @@ def encode_block(f, **kw):
     }, flags=1 if f["subscribed"] else 0, **kw)
 
 
+PLACES = {"address": 0, "topic0": 1, "topic1": 2, "topic2": 3, "topic3": 4, "sender": 5, "receiver": 6}
+HOWS = ["transaction", "creation", "call", "create", "create2", "selfdestruct"]
+
+
+def encode_sets(sets):
+    return b"".join(u8(PLACES[place]) + u8(len(name)) + name.encode() for place, name in sets)
+
+
 def encode_transaction(f, **kw):
     status = {None: 2, False: 0, True: 1}[f["success"]]
     present = (f["to"] is not None) | (f["created"] is not None) << 1
     data = unhex(f["input"])
     return record(2, 208, {
-        8: u32(f["index"]), 12: u8(status), 13: u8(f["type"]), 14: u8(present),
+        8: u32(f["index"]), 12: u8(status), 13: u8(f["type"]), 14: u8(present), 15: u8(len(f["sets"])),
         16: u64(f["nonce"]), 24: u64(f["gas_limit"]), 32: u64(f["gas_used"]), 40: u128(f["gas_price"]),
         56: unhex(f["hash"]), 88: int(f["value"]).to_bytes(32, "big"), 120: unhex(f["from"]),
         140: unhex(f["to"] or "00" * 20), 160: unhex(f["created"] or "00" * 20), 180: u32(len(data)),
-    }, flags=1 if f["subscribed"] else 0, variable=data, **kw)
+    }, flags=1 if f["subscribed"] else 0, variable=data + encode_sets(f["sets"]), **kw)
 
 
 def encode_log(f, **kw):
@@ -84,11 +92,21 @@ def encode_log(f, **kw):
     topics = b"".join(unhex(t) for t in f["topics"])
     return record(3, 80, {
         8: u32(f["index"]), 12: u32(f["transaction_index"]), 16: unhex(f["transaction_hash"]),
-        48: unhex(f["address"]), 68: u8(len(f["topics"])), 72: u32(len(data)),
-    }, flags=1 if f["subscribed"] else 0, variable=topics + data, **kw)
+        48: unhex(f["address"]), 68: u8(len(f["topics"])), 69: u8(len(f["sets"])), 72: u32(len(data)),
+        76: u32(len((f["decoded"] or "").encode())),
+    }, flags=(1 if f["subscribed"] else 0) | (2 if f["made"] else 0),
+        variable=topics + data + (f["decoded"] or "").encode() + encode_sets(f["sets"]), **kw)
 
 
-ENCODE = {"block": encode_block, "transaction": encode_transaction, "log": encode_log}
+def encode_transfer(f, **kw):
+    return record(4, 128, {
+        8: u32(f["index"]), 12: u32(f["transaction_index"]), 16: u8(HOWS.index(f["how"])), 17: u8(len(f["sets"])),
+        18: struct.pack("<H", f["depth"]), 24: unhex(f["transaction_hash"]), 56: int(f["value"]).to_bytes(32, "big"),
+        88: unhex(f["from"]), 108: unhex(f["to"]),
+    }, flags=1 if f["subscribed"] else 0, variable=encode_sets(f["sets"]), **kw)
+
+
+ENCODE = {"block": encode_block, "transaction": encode_transaction, "log": encode_log, "transfer": encode_transfer}
 
 
 def batch(chain, records, count=None, header_extra=b""):
@@ -108,14 +126,22 @@ def transaction(seed, **change):
     f = {"kind": "transaction", "subscribed": True, "index": seed, "success": True, "type": 2,
          "nonce": "42", "gas_limit": "21000", "gas_used": "20999", "gas_price": "1000000007",
          "hash": hx(word(seed + 5, 32)), "value": str(10**18 + seed), "from": hx(word(seed + 6, 20)),
-         "to": hx(word(seed + 7, 20)), "created": None, "input": "0x"}
+         "to": hx(word(seed + 7, 20)), "created": None, "input": "0x", "sets": []}
     return f | change
 
 
 def log(seed, topics=3, data=32, **change):
     f = {"kind": "log", "subscribed": True, "index": seed, "transaction_index": seed // 2,
          "transaction_hash": hx(word(seed + 8, 32)), "address": hx(word(seed + 9, 20)),
-         "topics": [hx(word(seed + 10 + i, 32)) for i in range(topics)], "data": hx(word(seed + 20, data))}
+         "topics": [hx(word(seed + 10 + i, 32)) for i in range(topics)], "data": hx(word(seed + 20, data)),
+         "decoded": None, "made": False, "sets": []}
+    return f | change
+
+
+def transfer(seed, how, **change):
+    f = {"kind": "transfer", "subscribed": True, "index": seed, "transaction_index": seed // 2, "how": how, "depth": seed,
+         "transaction_hash": hx(word(seed + 8, 32)), "value": str(10**17 + seed), "from": hx(word(seed + 11, 20)),
+         "to": hx(word(seed + 12, 20)), "sets": []}
     return f | change
 
 
@@ -155,6 +181,19 @@ def events():
     case("two-blocks", "Events follow their block; every kind counts in the index.",
          [block(1), transaction(0), log(0), log(1), block(5, False), transaction(0, success=False), log(0, topics=4, data=0)])
 
+    case("transfers", "Every way in which value moves or a contract comes to be.",
+         [block(1, False)] + [transfer(i, how) for i, how in enumerate(HOWS)])
+    case("transfer-largest", "Every number at its largest.",
+         [block(1, False), transfer(1, "call", index=2**32 - 1, transaction_index=2**32 - 1, depth=2**16 - 1, value=str(2**256 - 1))])
+    sets = [["sender", "a"], ["receiver", "deposit_addresses-2"], ["receiver", "x" * 64]]
+    case("sets", "Each kind of event with the watch sets that its values are in.",
+         [block(1, False), transaction(0, input="0x010203", sets=sets), transfer(0, "call", sets=sets[:1]),
+          log(0, data=5, sets=[["address", "tokens"], ["topic0", "a"], ["topic1", "b"], ["topic2", "c"], ["topic3", "d"]])])
+    case("decoded", "What the host decoded stands after the data, before the sets; it may be any text.",
+         [block(1, False), log(0, data=7, decoded='{"event":"Transfer","args":{"note":"h\u00e9"}}', sets=[["topic2", "a"]]),
+          log(1, data=0, topics=0, decoded='{"error":"it fits none"}')])
+    case("made", "Bit 1 of the flags: a factory of the plugin made the contract.", [block(1, False), log(0, made=True), log(1)])
+
     one = [block(1, False), log(0)]
     case("unknown-kind", "A record of a kind that is not known is skipped, but counts in the index.",
          [one[0], {"kind": "unknown"}, one[1]],
@@ -166,7 +205,7 @@ def events():
                         encode_log(log(0), extra_fixed=b"\xee" * 24)]))
     case("longer-header", "The first record begins where the header says.", one,
          data=batch(1, [ENCODE[f["kind"]](f) for f in one], header_extra=b"\xaa" * 8))
-    case("unknown-flags", "Flag bits other than bit 0 mean nothing yet.", one,
+    case("unknown-flags", "Flag bits other than bits 0 and 1 mean nothing yet.", one,
          data=batch(1, [encode_block(one[0]), encode_log(one[1])]).replace(
              encode_log(one[1])[:8], encode_log(one[1])[:5] + b"\x81" + encode_log(one[1])[6:8]))
 
@@ -193,6 +232,10 @@ def events():
     bad("topics-five", "Five topics.", patched(log_at + 68, b"\x05"))
     bad("data-long", "Data longer than the record.", patched(log_at + 72, u32(2**31)))
     bad("data-huge", "A length of data that overflows 32 bits when added to.", patched(log_at + 72, u32(2**32 - 1)))
+    bad("decoded-long", "What is decoded is longer than the record.", patched(log_at + 76, u32(2**31)))
+    bad("sets-many", "More sets than there is room for.", patched(log_at + 69, b"\x09"))
+    with_set = batch(1, [encode_block(one[0]), encode_transfer(transfer(0, "call", sets=[["sender", "abc"]]))])
+    bad("set-long", "A set's name longer than the record.", with_set[:log_at + 129] + b"\xff" + with_set[log_at + 130:])
     tx = batch(1, [encode_block(one[0]), encode_transaction(transaction(0))])
     bad("input-long", "Input longer than the record.", tx[:24 + 168 + 180] + u32(9) + tx[24 + 168 + 184:])
     bad("no-block", "A log that follows no block.", batch(1, [encode_log(one[1])]))

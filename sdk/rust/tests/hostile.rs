@@ -23,7 +23,12 @@ fn read_all(bytes: &[u8]) -> Option<usize> {
             }
             Record::Log(l) => {
                 let _ = (l.address(), l.tx_hash(), l.block().number(), l.topics().concat(), format!("{l:?}"));
+                let _ = (l.decoded(), l.is_in(Place::Address, "a"), l.is_made());
                 assert!(l.data().len() <= bytes.len() && l.topics().len() <= 4);
+            }
+            Record::Transfer(t) => {
+                let _ =
+                    (t.value(), t.from(), t.to(), t.how(), t.tx_hash(), t.is_in(Place::Sender, "a"), format!("{t:?}"));
             }
         }
         count += 1;
@@ -117,6 +122,7 @@ proptest! {
                     prop_assert_eq!((l.address(), l.topics(), l.data()), (log.address, &log.topics[..], &log.data[..]));
                     logs += 1;
                 }
+                Record::Transfer(_) => unreachable!("none was encoded"),
             }
         }
         prop_assert_eq!((txs, logs), (block.transactions.len(), all.len()));

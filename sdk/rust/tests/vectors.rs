@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use chainweir_sdk::alloy_primitives::hex;
 use chainweir_sdk::batch::{Batch, Malformed, Record};
 use chainweir_sdk::serde_json::{self, Value, json};
+use chainweir_sdk::subscription::Place;
 use chainweir_sdk::testing::answer::{self, Verdict};
 use chainweir_sdk::verdict::{ContentType, Verdicts};
 
@@ -30,6 +31,26 @@ fn hx(bytes: impl AsRef<[u8]>) -> String {
     hex::encode_prefixed(bytes)
 }
 
+/// The places and names of all sets in the vectors that a view says it is in.
+fn sets(is_in: impl Fn(Place, &str) -> bool) -> Vec<(String, String)> {
+    let places = [
+        ("address", Place::Address),
+        ("topic0", Place::Topic(0)),
+        ("topic1", Place::Topic(1)),
+        ("topic2", Place::Topic(2)),
+        ("topic3", Place::Topic(3)),
+        ("sender", Place::Sender),
+        ("receiver", Place::Receiver),
+    ];
+    let long = "x".repeat(64);
+    let names = ["tokens", "a", "b", "c", "d", "deposit_addresses-2", long.as_str()];
+    let mut found = Vec::new();
+    for (said, place) in places {
+        found.extend(names.iter().filter(|n| is_in(place, n)).map(|n| (said.to_owned(), (*n).to_owned())));
+    }
+    found
+}
+
 /// What the views say of a batch, in the words of the vectors.
 fn read(batch: &[u8]) -> Result<(u64, Vec<(u32, Value)>), Malformed> {
     let batch = Batch::read(batch)?;
@@ -52,12 +73,18 @@ fn read(batch: &[u8]) -> Result<(u64, Vec<(u32, Value)>), Malformed> {
                 "type": t.transaction_type(), "nonce": t.nonce().to_string(), "gas_limit": t.gas_limit().to_string(),
                 "gas_used": t.gas_used().unwrap_or(0).to_string(), "gas_price": t.gas_price().to_string(), "hash": hx(t.hash()),
                 "value": t.value().to_string(), "from": hx(t.from()), "to": t.to().map(hx), "created": t.created().map(hx),
-                "input": hx(t.input()),
+                "input": hx(t.input()), "sets": sets(|place, name| t.is_in(place, name)),
+            }),
+            Record::Transfer(t) => json!({
+                "kind": "transfer", "subscribed": subscribed, "index": t.index(), "transaction_index": t.tx_index(),
+                "how": format!("{:?}", t.how()).to_lowercase(), "depth": t.depth(), "transaction_hash": hx(t.tx_hash()),
+                "value": t.value().to_string(), "from": hx(t.from()), "to": hx(t.to()), "sets": sets(|place, name| t.is_in(place, name)),
             }),
             Record::Log(l) => json!({
                 "kind": "log", "subscribed": subscribed, "index": l.index(), "transaction_index": l.tx_index(),
                 "transaction_hash": hx(l.tx_hash()), "address": hx(l.address()),
                 "topics": l.topics().iter().map(hx).collect::<Vec<_>>(), "data": hx(l.data()),
+                "decoded": l.decoded(), "made": l.is_made(), "sets": sets(|place, name| l.is_in(place, name)),
             }),
         };
         found.push((event.index, fields));
