@@ -18,8 +18,8 @@ use foldhash::{HashMap, HashSet};
 use self::children::{Children, FactoryId};
 use self::watch::{SetId, Sets, View};
 use crate::model::{
-    Block, BlockRef, ChainId, EventKind, EventPosition, Factory, Log, Place, Subscription, Transaction, Transfer,
-    Wanted, batch,
+    Block, BlockRef, ChainId, EventKind, EventPosition, Factory, Log, Member, Place, Subscription, Transaction,
+    Transfer, Wanted, batch,
 };
 
 /// A consumer, as whoever builds the index numbers them.
@@ -274,7 +274,7 @@ impl Index {
         matched
     }
 
-    fn look_up(&self, value: impl Into<watch::Member>, place: Place, found: &mut Found<'_>) {
+    fn look_up(&self, value: impl Into<Member>, place: Place, found: &mut Found<'_>) {
         if self.set_places.contains(&place) {
             let hits = &mut found.hits;
             found.view.sets_of(value, |set| hits.push((place, set)));
@@ -572,9 +572,8 @@ impl Matched {
 
 #[cfg(test)]
 mod tests {
-    use super::watch::{EditId, Member};
     use super::*;
-    use crate::model::{Child, Header, How, SetName};
+    use crate::model::{Child, EditId, Header, How, SetName};
     use alloy_primitives::{Bytes, U256};
     use proptest::prelude::*;
     use std::collections::BTreeSet;

@@ -257,7 +257,7 @@ impl Router {
                     consumer.tracks = tracks;
                     if changed {
                         // Another version may have other factories.
-                        consumer.kit = Kit { worker: Some(new.worker), children: None };
+                        consumer.kit = Kit::of(new.worker);
                         consumer.factories = factories;
                         (consumer.failures, consumer.retry_at, consumer.stuck) = (0, None, None);
                     }
@@ -277,7 +277,7 @@ impl Router {
                         begun: place.cursor.is_some(),
                         place,
                         tracks,
-                        kit: Kit { worker: Some(new.worker), children: None },
+                        kit: Kit::of(new.worker),
                         factories,
                         busy: false,
                         failures: 0,
