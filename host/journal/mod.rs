@@ -260,9 +260,10 @@ pub struct Version {
 }
 
 /// Blocks below a consumer's cursor that an edit of a watch set reaches back to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CatchUp {
     pub edit: EditId,
+    pub set: SetName,
     pub first: u64,
     pub last: u64,
     /// What was said of blocks below this is not said again.

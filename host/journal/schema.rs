@@ -89,7 +89,8 @@ CREATE TABLE watch_member (
 -- Blocks that a consumer had passed when an edit reached back to them: it is shown what they hold for that edit alone.
 -- What was said of blocks below `said` is not said again; how far its state has come is part of its state.
 CREATE TABLE catch_up (
-  consumer INTEGER NOT NULL, edit INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, said INTEGER NOT NULL,
+  consumer INTEGER NOT NULL, edit INTEGER NOT NULL, watch_set TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
+  said INTEGER NOT NULL,
   PRIMARY KEY (consumer, edit)
 ) WITHOUT ROWID;
 ",

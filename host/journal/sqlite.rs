@@ -746,11 +746,14 @@ impl Journal for SqliteJournal {
 
     fn catch_ups(&self, consumer: ConsumerId) -> Result<Vec<CatchUp>> {
         self.read(|db| {
-            db.prepare_cached("SELECT edit, first, last, said FROM catch_up WHERE consumer = ?1 ORDER BY edit")?
-                .query_map([consumer.0], |r| {
-                    Ok(CatchUp { edit: EditId(r.get(0)?), first: r.get(1)?, last: r.get(2)?, said: r.get(3)? })
-                })?
-                .collect()
+            db.prepare_cached(
+                "SELECT edit, first, last, said, watch_set FROM catch_up WHERE consumer = ?1 ORDER BY edit",
+            )?
+            .query_map([consumer.0], |r| {
+                let (first, last, said) = (r.get(1)?, r.get(2)?, r.get(3)?);
+                Ok(CatchUp { edit: EditId(r.get(0)?), set: name(r, 4)?, first, last, said })
+            })?
+            .collect()
         })
     }
 

@@ -223,9 +223,9 @@ fn watch(db: &Connection, edit: &Edit, catch_up: &[(ConsumerId, u64, u64)]) -> R
     for member in &edit.remove {
         remove.execute(params![set, member.as_slice(), id])?;
     }
-    let mut back = db.prepare_cached("INSERT INTO catch_up VALUES (?1, ?2, ?3, ?4, ?3)")?;
+    let mut back = db.prepare_cached("INSERT INTO catch_up VALUES (?1, ?2, ?3, ?4, ?5, ?4)")?;
     for (consumer, first, last) in catch_up {
-        back.execute(params![consumer.0, id, first, last])?;
+        back.execute(params![consumer.0, id, edit.set.as_str(), first, last])?;
     }
     Ok(())
 }
@@ -330,6 +330,9 @@ fn undo(db: &Connection, last_offset: &mut u64, id: ConsumerId, from: &BlockRef,
                 .execute(params![id.0, number])?;
         }
     }
+    // Blocks that come anew are shown with every edit there was.
+    db.prepare_cached("UPDATE catch_up SET last = ?2 WHERE consumer = ?1 AND last > ?2")?
+        .execute(params![id.0, to.number])?;
     // What stays remembers how deep it was: a lane may have delivered it then. What comes anew on another
     // branch has not been that deep, and nothing there is safe yet.
     db.prepare_cached("UPDATE step SET peak = max(peak, ?2) WHERE consumer = ?1")?

@@ -31,7 +31,10 @@ fn key(edit: EditId) -> Vec<u8> {
 /// What is left to show, as of the cursor.
 pub fn left(desk: &Desk) -> Result<Vec<CatchUp>, Failed> {
     let mut left = Vec::new();
-    for journal::CatchUp { edit, first, last, said } in desk.journal.catch_ups(desk.consumer)? {
+    for journal::CatchUp { edit, set, first, last, said } in desk.journal.catch_ups(desk.consumer)? {
+        if !desk.sets.contains(&set) {
+            continue;
+        }
         let next = match desk.journal.state_get(desk.consumer, &key(edit))? {
             Some(bytes) => bytes.try_into().map_or(first, u64::from_be_bytes),
             None => first,

@@ -15,7 +15,7 @@ use super::{Router, Worked};
 use crate::chain::Follower;
 use crate::index::SubscriberId;
 use crate::journal::{ConsumerId, TrackId};
-use crate::model::{Factory, PluginName, StreamId};
+use crate::model::{Factory, PluginName, SetName, StreamId};
 use crate::telemetry;
 
 /// After a fault: 1 s, then longer, then each minute.
@@ -35,6 +35,7 @@ pub struct Consumer {
     pub tracks: Arc<Vec<(TrackId, StreamId)>>,
     pub kit: Kit,
     pub factories: Arc<Vec<Factory>>,
+    pub sets: Arc<Vec<SetName>>,
     pub busy: bool,
     pub failures: u32,
     pub retry_at: Option<Instant>,
@@ -136,6 +137,7 @@ impl Router {
             consumer: consumer.id,
             subscriber: consumer.subscriber,
             factories: consumer.factories.clone(),
+            sets: consumer.sets.clone(),
             state_version: plugin.candidate.manifest.state_version,
             tracks: consumer.tracks.clone(),
             turns: self.turns.clone(),

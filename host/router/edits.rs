@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use super::Router;
 use super::consumer::FULL_RETRY;
 use crate::index::watch::Sets;
-use crate::journal::{ConsumerId, Journal, JournalError, Watched, Write};
+use crate::journal::{Consumer, ConsumerId, Journal, JournalError, Watched, Write};
 use crate::model::{ChainId, Edit, EditId, Member, SetName};
 
 /// How a set is to change. Members that are there, or that are not, change nothing.
@@ -89,7 +89,7 @@ impl Router {
     }
 
     /// The first block of every chain that nobody has seen.
-    fn unseen(&mut self) -> Result<BTreeMap<ChainId, u64>, JournalError> {
+    fn unseen(&self, consumers: &[Consumer]) -> BTreeMap<ChainId, u64> {
         let mut unseen: BTreeMap<ChainId, u64> = BTreeMap::new();
         let mut seen = |chain: ChainId, number: u64| {
             let first = unseen.entry(chain).or_default();
@@ -101,20 +101,21 @@ impl Router {
             }
         }
         // Also of plugins that are not loaded, and on chains that do not answer.
-        for consumer in self.journal.consumers()? {
+        for consumer in consumers {
             if let Some(cursor) = consumer.cursor {
                 seen(consumer.chain, cursor.number);
             }
         }
-        Ok(unseen)
+        unseen
     }
 
     fn edit_now(&mut self, name: SetName, change: Change, reply: Reply) {
-        let mut begins = match self.unseen() {
-            Ok(begins) => begins,
+        let consumers = match self.journal.consumers() {
+            Ok(consumers) => consumers,
             // Whoever asked may have gone.
             Err(error) => return drop(reply.send(Err(error.to_string()))),
         };
+        let mut begins = self.unseen(&consumers);
         if let Some(from) = change.from {
             begins.values_mut().for_each(|first| *first = from);
         }
@@ -126,7 +127,7 @@ impl Router {
             let remove = change.remove.into_iter().filter(|member| sets.remove(set, *member, id)).collect();
             Edit { id, set: name, begins: begins.clone().into_iter().collect(), add, remove }
         };
-        let catch_up = change.from.map_or(vec![], |from| self.passed(&edit, from));
+        let catch_up = change.from.map_or(vec![], |from| self.passed(&edit, from, &consumers));
         let done = Edited { added: edit.add.len() as u64, removed: edit.remove.len() as u64, begins };
         if change.from.is_some() {
             // Matched blocks are matched anew, and who caught up looks for more.
@@ -149,17 +150,19 @@ impl Router {
         }
     }
 
-    /// Consumers that are beyond the block at which an edit begins, and the blocks that they have passed since.
-    fn passed(&self, edit: &Edit, from: u64) -> Vec<(ConsumerId, u64, u64)> {
+    /// Consumers that are beyond the block at which an edit begins, and the blocks that they have passed since. One whose
+    /// plugin is not loaded may ask for the set: that shows when it is.
+    fn passed(&self, edit: &Edit, from: u64, consumers: &[Consumer]) -> Vec<(ConsumerId, u64, u64)> {
         if edit.add.is_empty() {
             return vec![];
         }
-        let consumers = self.plugins.values().flat_map(|p| p.consumers.values().map(move |c| (p, c)));
-        let passed = consumers.filter_map(|(plugin, consumer)| {
-            let cursor = consumer.place.cursor.filter(|cursor| cursor.number >= from)?;
-            let names = plugin.candidate.manifest.subscriptions.iter().filter(|s| s.on(cursor.chain));
-            let asks = names.flat_map(|s| &s.sets).any(|(_, set)| *set == edit.set);
-            asks.then_some((consumer.id, from, cursor.number))
+        let asks = |id: ConsumerId| {
+            let loaded = self.plugins.values().flat_map(|p| p.consumers.values()).find(|c| c.id == id);
+            loaded.is_none_or(|consumer| consumer.sets.contains(&edit.set))
+        };
+        let passed = consumers.iter().filter_map(|consumer| {
+            let cursor = consumer.cursor.filter(|cursor| cursor.number >= from && asks(consumer.id))?;
+            Some((consumer.id, from, cursor.number))
         });
         passed.collect()
     }

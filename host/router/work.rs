@@ -15,7 +15,9 @@ use crate::config::Start;
 use crate::index::children::Children;
 use crate::index::{Event, Matched, SubscriberId};
 use crate::journal::{self, ConsumerId, Journal, JournalError, NewEntry, PoisonEvent, TrackId, Write};
-use crate::model::{BlockRef, ChainId, ContentType, EditId, EmissionId, EventPosition, Factory, StreamId, batch};
+use crate::model::{
+    BlockRef, ChainId, ContentType, EditId, EmissionId, EventPosition, Factory, SetName, StreamId, batch,
+};
 use crate::plugin::step::Worker;
 use crate::plugin::{BlockEvents, HOST_KEYS, StateRead, StepError, StepOutput};
 use crate::source::{ReadError, Source};
@@ -35,6 +37,7 @@ pub struct Desk {
     pub subscriber: SubscriberId,
     /// Of its subscriptions on this chain.
     pub factories: Arc<Vec<Factory>>,
+    pub sets: Arc<Vec<SetName>>,
     pub state_version: u32,
     /// In the order of the manifest's streams.
     pub tracks: Arc<Vec<(TrackId, StreamId)>>,
