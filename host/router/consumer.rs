@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::catch_up;
+use super::catch_up::{self, CatchUp};
 use super::next::{Next, Place, next};
 use super::work::{self, Desk, Done, Failed, Kit};
 use super::{Router, Worked};
@@ -36,6 +36,8 @@ pub struct Consumer {
     pub kit: Kit,
     pub factories: Arc<Vec<Factory>>,
     pub sets: Arc<Vec<SetName>>,
+    /// Edits that reach back, which the journal may not show yet.
+    pub edits: Vec<CatchUp>,
     pub busy: bool,
     pub failures: u32,
     pub retry_at: Option<Instant>,
@@ -171,7 +173,8 @@ impl Router {
                 (Some(Next::Mark), Some(cursor)) => work::mark(&desk, Some(cursor), cursor).await,
                 (Some(Next::Verify | Next::Undo | Next::Mark | Next::Wait), _) => Ok(Done::default()),
             };
-            if back {
+            // A cursor that was confirmed is where it was.
+            if back && !matches!(&result, Ok(done) if done.verified) {
                 // Walked back, what the blocks above had made is not there any more.
                 kit.forget();
             }
@@ -187,6 +190,7 @@ impl Router {
         consumer.busy = false;
         consumer.kit = kit;
         let mut roll_back = None;
+        consumer.take_edits(matches!(&result, Ok(done) if done.cursor.is_some() && !done.verified));
         match result {
             Ok(done) => {
                 if let Some(begin) = done.begin {
@@ -272,6 +276,23 @@ impl Router {
         self.edit_if_quiet();
         if let Some(why) = roll_back {
             self.roll_back(&name, &why, None);
+        }
+    }
+}
+
+impl Consumer {
+    /// Adds edits to what was read from the journal. Where it was walked back, the journal has them, up to there.
+    pub fn take_edits(&mut self, moved: bool) {
+        match &mut self.kit.catch_ups {
+            Some(known) => {
+                for edit in self.edits.drain(..) {
+                    if !known.iter().any(|k| k.edit == edit.edit) {
+                        known.push(edit);
+                    }
+                }
+            }
+            None if moved => self.edits.clear(),
+            None => {}
         }
     }
 }

@@ -12,6 +12,7 @@ use futures::FutureExt;
 use tokio::sync::oneshot;
 
 use super::Router;
+use super::catch_up::CatchUp;
 use super::consumer::FULL_RETRY;
 use crate::index::watch::Sets;
 use crate::journal::{Consumer, ConsumerId, Journal, JournalError, Watched, Write};
@@ -132,10 +133,10 @@ impl Router {
         if change.from.is_some() {
             // Matched blocks are matched anew, and who caught up looks for more.
             self.replan();
-            let behind: Vec<ConsumerId> = catch_up.iter().map(|(id, _, _)| *id).collect();
             for consumer in self.plugins.values_mut().flat_map(|p| p.consumers.values_mut()) {
-                if behind.contains(&consumer.id) {
-                    consumer.kit.catch_ups = None;
+                if let Some((_, first, last)) = catch_up.iter().find(|(id, _, _)| *id == consumer.id) {
+                    consumer.edits.push(CatchUp { edit: edit.id, next: *first, last: *last, said: *first });
+                    consumer.take_edits(false);
                 }
             }
         }
