@@ -13,10 +13,12 @@
 //! the journal in order and hands each delivery to a [`sink`], again and again until it is settled. The
 //! [`router`] is the one loop that moves the work from stage to stage; [`serve`] lets others look and ask.
 //!
-//! Arrows point one way. [`model`] and [`telemetry`] depend on nothing. The stages depend on [`model`]
-//! alone and never on each other, except that a lane knows the journal it reads and the sink it feeds.
+//! Arrows point one way. [`model`] and [`telemetry`] depend on nothing, [`proof`] (the rules that a block's parts obey)
+//! on [`model`]. The stages depend on these alone and never on each other, except that a lane knows the journal it reads
+//! and the sink it feeds.
 
 pub mod model;
+pub mod proof;
 pub mod telemetry;
 
 pub mod chain;

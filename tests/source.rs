@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use chainweir::chain::verify;
 use chainweir::model::{Block, ChainId, Wanted};
+use chainweir::proof;
 use chainweir::source::record::{Reader, Writer, follow, record};
 use chainweir::source::{Open, ReadError, Source, Tag, recorded, rpc};
 use serde_json::{Value, json};
@@ -527,7 +527,7 @@ fn the_state_sync_transaction_is_known_by_its_hash() {
         let block: Value = serde_json::from_str(line.block.as_ref().unwrap().get()).unwrap();
         if line.number % 64 == 0 {
             let last = block["transactions"].as_array().unwrap().last().unwrap()["hash"].clone();
-            found += usize::from(last == json!(verify::state_sync_hash(line.number, line.hash)));
+            found += usize::from(last == json!(proof::state_sync_hash(line.number, line.hash)));
         }
     }
     assert!(found > 0);

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use chainweir::chain::verify::Quirks;
 use chainweir::model::{ChainId, Wanted};
+use chainweir::proof::Quirks;
 use chainweir::source::record::{Line, Reader};
 use chainweir::source::wire::Trouble;
 use serde_json::Value;

@@ -4,6 +4,5 @@
 //! knows neither providers nor plugins; who drives it brings the headers that it says it needs.
 
 mod follower;
-pub mod verify;
 
 pub use follower::{Follower, Halt, Offer};

@@ -18,8 +18,8 @@ use serde_json::value::RawValue;
 use super::rpc::Rpc;
 use super::wire::{Parts, Trouble, WireBlock, assemble, parse_logs, parse_receipts};
 use super::{ReadError, Source};
-use crate::chain::verify::Quirks;
 use crate::model::{Block, BlockRef, ChainId, Wanted};
+use crate::proof::Quirks;
 
 /// One line, its parts unparsed.
 #[derive(Debug, Clone, Serialize, Deserialize)]

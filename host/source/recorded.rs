@@ -17,8 +17,8 @@ use tokio::time::Instant;
 use super::record::{Line, Reader, halt};
 use super::wire::{self, Trouble};
 use super::{Kind, Open, Range, ReadError, Source, Tag};
-use crate::chain::verify::Quirks;
 use crate::model::{Block, BlockRef, ChainId, Wanted};
+use crate::proof::Quirks;
 
 pub const KIND: Kind = Kind {
     name: "recorded",

@@ -21,8 +21,8 @@ use super::record::Line;
 use super::transport::{Endpoint, Fail, jitter};
 use super::wire::{self, Parts, Trouble, WireBlock};
 use super::{Kind, Open, Range, ReadError, Source, Tag};
-use crate::chain::verify::Quirks;
 use crate::model::{Block, BlockRef, ChainId, Wanted};
+use crate::proof::Quirks;
 
 pub const KIND: Kind = Kind {
     name: "rpc",

@@ -17,8 +17,8 @@ use super::classify::{Hint, looks_cut};
 use super::rpc::{AT_ONCE, Inner, Place, number, trouble};
 use super::transport::{Endpoint, Fail, jitter};
 use super::wire::{self, Parts, WireBlock};
-use crate::chain::verify;
 use crate::model::{Block, BlockRef, Log, Wanted};
+use crate::proof;
 
 /// Headers asked for at once: small answers, and as many as there are blocks.
 const HEADERS_AT_ONCE: usize = 32;
@@ -183,19 +183,19 @@ impl Inner {
             logs.sort_by_key(|l| l.index);
         }
         let (at, bloom) = ((header.header.number, header.hash), &header.header.logs_bloom);
-        let contradiction = |c: verify::Contradiction| Fail::False(c.0);
+        let contradiction = |c: proof::Contradiction| Fail::False(c.0);
         if complete {
-            verify::all_logs(at, bloom, &logs, &self.quirks).map_err(contradiction)?;
+            proof::all_logs(at, bloom, &logs, &self.quirks).map_err(contradiction)?;
             return Ok(logs);
         }
-        verify::in_order(&logs).map_err(contradiction)?;
+        proof::in_order(&logs).map_err(contradiction)?;
         if let Some(other) = logs.iter().find(|l| !wire::is_wanted(l, wanted)) {
             return Err(Fail::False(format!("log {} of block {} was not asked for", other.index, at.0)));
         }
         if !self.quirks.bloom_unreliable {
-            let outside = self.quirks.may_state_sync(at.0).then(|| verify::state_sync_hash(at.0, at.1));
+            let outside = self.quirks.may_state_sync(at.0).then(|| proof::state_sync_hash(at.0, at.1));
             let inside: Vec<Log> = logs.iter().filter(|l| Some(l.transaction_hash) != outside).cloned().collect();
-            verify::in_bloom(bloom, &inside).map_err(contradiction)?;
+            proof::in_bloom(bloom, &inside).map_err(contradiction)?;
         }
         Ok(logs)
     }

@@ -2,7 +2,7 @@
 //! `node or recording -> [wire] -> model::Block`. The form is the execution-apis specification's.
 //!
 //! Knows nothing of connections or files. Everything here is hostile until [`assemble`] has proven it
-//! against the header with [`crate::chain::verify`].
+//! against the header with [`crate::proof`].
 
 use alloy_consensus::{Eip658Value, TxEnvelope};
 use alloy_eips::eip4895::Withdrawal;
@@ -10,8 +10,8 @@ use alloy_primitives::{Address, B256, Bytes, U64, U128, U256};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::chain::verify::{self, Check, Contradiction, Quirks, ReceiptFacts};
 use crate::model::{Block, BlockRef, ChainId, Header, Log, Transaction, Wanted};
+use crate::proof::{self, Check, Contradiction, Quirks, ReceiptFacts};
 
 /// Why parts do not make a block.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -186,13 +186,13 @@ impl WireBlock {
         let n = self.header.number;
         quirks.may_state_sync(n)
             && self.count() > 0
-            && self.hash_at(self.count() - 1) == Some(verify::state_sync_hash(n, self.hash))
+            && self.hash_at(self.count() - 1) == Some(proof::state_sync_hash(n, self.hash))
     }
 
     /// What the header alone can prove. Reasons why something cannot be told go to `doubts`.
     pub fn verify(&self, chain: ChainId, quirks: &Quirks, doubts: &mut Vec<String>) -> Result<BlockRef, Trouble> {
         let foreign = if PLAIN_HEADERS.contains(&chain.0) { &[] } else { self.foreign.as_slice() };
-        note(verify::header_hash(&self.header, self.hash, foreign, quirks)?, doubts);
+        note(proof::header_hash(&self.header, self.hash, foreign, quirks)?, doubts);
         Ok(self.at(chain))
     }
 
@@ -200,7 +200,7 @@ impl WireBlock {
     pub fn excludes(&self, wanted: &Wanted, quirks: &Quirks) -> bool {
         !quirks.bloom_unreliable
             && !quirks.may_state_sync(self.header.number)
-            && !verify::may_hold(&self.header.logs_bloom, &wanted.addresses, &wanted.topic0)
+            && !proof::may_hold(&self.header.logs_bloom, &wanted.addresses, &wanted.topic0)
     }
 }
 
@@ -355,7 +355,7 @@ fn check_receipts(
             });
         }
     }
-    let check = verify::receipts(&facts, block.header.receipts_root)?;
+    let check = proof::receipts(&facts, block.header.receipts_root)?;
     let proven = check == Check::Holds;
     note(check, doubts);
     if proven {
@@ -396,7 +396,7 @@ fn check_transactions(
             }
         }
     }
-    note(verify::transactions(&known, block.header.transactions_root, quirks)?, doubts);
+    note(proof::transactions(&known, block.header.transactions_root, quirks)?, doubts);
     Ok(())
 }
 
@@ -411,7 +411,7 @@ pub fn assemble(
 ) -> Result<Block, Trouble> {
     let Parts { block, logs, receipts } = parts;
     let at = block.verify(chain, quirks, doubts)?;
-    note(verify::withdrawals(block.withdrawals.as_deref(), block.header.withdrawals_root)?, &mut Vec::new());
+    note(proof::withdrawals(block.withdrawals.as_deref(), block.header.withdrawals_root)?, &mut Vec::new());
     if let Listed::Full(all) = &block.transactions {
         check_transactions(&block, all, quirks, doubts)?;
     }
@@ -446,9 +446,9 @@ fn take_logs(
     let mut all = match (logs, receipts) {
         (Some(told), receipts) => {
             let all = logs_of(block, told)?;
-            verify::all_logs(place, &block.header.logs_bloom, &all, quirks)?;
+            proof::all_logs(place, &block.header.logs_bloom, &all, quirks)?;
             if let Some(r) = receipts {
-                let outside = verify::state_sync_hash(place.0, place.1);
+                let outside = proof::state_sync_hash(place.0, place.1);
                 let same = all
                     .iter()
                     .filter(|l| l.transaction_hash != outside)
@@ -462,7 +462,7 @@ fn take_logs(
         // A node may leave the state-sync receipt out: then its logs are not known.
         (None, Some(r)) if r.told.len() < block.count() => return Err(Trouble::Lacks("logs")),
         (None, Some(r)) => {
-            verify::all_logs(place, &block.header.logs_bloom, &r.logs, quirks)?;
+            proof::all_logs(place, &block.header.logs_bloom, &r.logs, quirks)?;
             r.logs.clone()
         }
         (None, None) if block.excludes(wanted, quirks) => Vec::new(),
@@ -490,9 +490,7 @@ fn take_transactions(block: &WireBlock, receipts: Option<&Receipts>) -> Result<V
             let created = match receipt {
                 Some(_) if success == Some(false) => None,
                 // Proven transactions: computed, not believed.
-                Some(_) if told.to.is_none() && tx.hashed.is_some() => {
-                    Some(verify::created(told.from, told.nonce.to()))
-                }
+                Some(_) if told.to.is_none() && tx.hashed.is_some() => Some(proof::created(told.from, told.nonce.to())),
                 Some((r, _)) => r.contract_address,
                 None => None,
             };

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use alloy_consensus::{Header, ReceiptEnvelope, SignableTransaction, TxEnvelope, TxLegacy};
 use alloy_primitives::{Address, B256, Bytes, Signature, TxKind, U256};
 use axum::response::{IntoResponse, Response};
-use chainweir::chain::verify;
 use chainweir::model::Log;
+use chainweir::proof;
 use serde_json::{Value, json};
 
 pub const CHAIN: u64 = 31337;
@@ -93,7 +93,7 @@ fn make(parent: Option<&Made>, logs: usize, salt: u64) -> Made {
         gas_limit: 30_000_000,
         gas_used: 21_000 * logs as u64,
         base_fee_per_gas: Some(7),
-        logs_bloom: verify::bloom_of(&all),
+        logs_bloom: proof::bloom_of(&all),
         transactions_root: alloy_consensus::proofs::calculate_transaction_root(&envelopes),
         receipts_root: alloy_consensus::proofs::calculate_receipt_root(&receipts),
         ..Default::default()
