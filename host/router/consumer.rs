@@ -92,7 +92,8 @@ impl Router {
     fn dispatch(&mut self, plugin_name: &PluginName, chain_name: &str) {
         let full_output = self.full_output(plugin_name);
         let Some(chain) = self.chains.get(chain_name) else { return };
-        let (Some(path), Some(id), Some(source), Some(blocks)) = (&chain.path, chain.id, &chain.source, &chain.blocks)
+        let (Some(path), Some(id), Some(source), Some(blocks), Some(ahead)) =
+            (&chain.path, chain.id, &chain.source, &chain.blocks, &chain.ahead)
         else {
             return;
         };
@@ -132,6 +133,7 @@ impl Router {
             chain: id,
             source: source.clone(),
             blocks: blocks.clone(),
+            ahead: ahead.clone(),
             plan: chain.plan.clone(),
             journal: self.journal.clone(),
             consumer: consumer.id,

@@ -12,6 +12,7 @@
 //! input. Each consumer (a plugin on a chain) has one job at a time, and its next begins when the last is
 //! durable. Lanes read the journal by themselves and need the router only to learn of new tracks.
 
+mod ahead;
 mod blocks;
 mod catch_up;
 mod consumer;
@@ -35,6 +36,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
+use self::ahead::Ahead;
 use self::blocks::{Blocks, Plan};
 use self::follow::{Follow, News};
 use self::handle::{Answer, Command, Handle};
@@ -117,6 +119,7 @@ struct Chain {
     id: Option<ChainId>,
     source: Option<Arc<dyn Source>>,
     blocks: Option<Arc<Blocks>>,
+    ahead: Option<Arc<Ahead>>,
     plan: Arc<Plan>,
     path: Option<Follower>,
     safe: u64,
@@ -235,6 +238,7 @@ impl Router {
                 id: None,
                 source: None,
                 blocks: None,
+                ahead: None,
                 plan: Arc::default(),
                 path: None,
                 safe: 0,
@@ -416,6 +420,7 @@ impl Router {
         tracing::info!(chain = name, id = %id, "connected");
         chain.id = Some(id);
         chain.blocks = Some(Arc::new(Blocks::new(source.clone())));
+        chain.ahead = Some(Arc::new(Ahead::new(source.clone())));
         chain.source = Some(source.clone());
         let follow = Follow {
             name: name.to_owned(),
@@ -639,6 +644,7 @@ impl Router {
             if let Ok(size) = self.journal.size() {
                 self.journal_size = size;
             }
+            self.chains.values().filter_map(|c| c.ahead.as_ref()).for_each(|ahead| ahead.rest());
         }
         self.draw();
     }

@@ -4,8 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::TryFutureExt;
-
+use super::ahead::Ahead;
 use super::blocks::{Blocks, Plan};
 use super::catch_up::{self, CatchUp};
 use super::turns::{Class, Turns};
@@ -22,15 +21,13 @@ use crate::plugin::step::Worker;
 use crate::plugin::{BlockEvents, HOST_KEYS, StateRead, StepError, StepOutput};
 use crate::source::{ReadError, Source};
 
-/// Final blocks asked for in one step; the source answers with fewer where there is much in them.
-const RANGE_BLOCKS: u64 = 2_000;
-
 /// What a job needs of the world.
 #[derive(Clone)]
 pub struct Desk {
     pub chain: ChainId,
     pub source: Arc<dyn Source>,
     pub blocks: Arc<Blocks>,
+    pub ahead: Arc<Ahead>,
     pub plan: Arc<Plan>,
     pub journal: Arc<dyn Journal>,
     pub consumer: ConsumerId,
@@ -160,19 +157,8 @@ pub async fn live(desk: &Desk, kit: &mut Kit, from: Option<BlockRef>, at: BlockR
 
 /// Final blocks: one step for many.
 pub async fn range(desk: &Desk, kit: &mut Kit, from: Option<BlockRef>, first: u64, last: u64) -> Result<Done, Failed> {
-    let last = last.min(first + RANGE_BLOCKS - 1);
-    let range = desk.source.range(first, last, desk.plan.index.wanted()).await?;
-    if range.to.number < first || range.to.number > last || range.blocks.iter().any(|b| b.at().number > last) {
-        let why = format!("asked for blocks {first} to {last}, got an answer up to {}", range.to);
-        return Err(Failed::Again { why, after: None });
-    }
-    let plan = desk.plan.clone();
-    let matched = tokio::task::spawn_blocking(move || {
-        range.blocks.iter().map(|block| Arc::new(plan.match_block(block))).collect::<Vec<_>>()
-    })
-    .map_err(|e| Failed::Again { why: format!("matching panicked: {e}"), after: None })
-    .await?;
-    step(desk, kit, from, range.to, false, matched).await
+    let (matched, to) = desk.ahead.matched(first, last, &desk.plan).await?;
+    step(desk, kit, from, to, false, matched).await
 }
 
 /// What a consumer takes with it from step to step.

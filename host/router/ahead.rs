@@ -1,0 +1,220 @@
+//! Final blocks for plugins that catch up: read ahead, several ranges at a time, matched once, and shared.
+//!
+//! ```text
+//! asked for 5000:  [4096..4607] held  [4608..5119] held  [5120..5631] being read  [5632..6143] being read
+//!                                      ^ answered from here             ... while the plugin steps
+//! ```
+//!
+//! Ranges begin at round numbers, so that plugins that are near each other find the same ones; one that is far behind has
+//! its own. How many blocks a range has follows from how much is in them. What is held is bounded by bytes.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+
+use super::blocks::Plan;
+use crate::index::Matched;
+use crate::model::{Block, BlockRef, Wanted};
+use crate::source::{ReadError, Source};
+
+/// Ranges that are being read at a time.
+const AT_ONCE: usize = 8;
+/// What a range should come to; with all that are being read, and as much held: 64 MiB a chain.
+const RANGE_BYTES: usize = 4 << 20;
+const HELD_BYTES: usize = 32 << 20;
+const BLOCKS_LEAST: u64 = 16;
+const BLOCKS_MOST: u64 = 2_048;
+/// Nobody catches up any more: nothing is held.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// A range's blocks, at most up to its end.
+struct Piece {
+    wanted: Wanted,
+    end: u64,
+    read: Shared<BoxFuture<'static, Result<Arc<Read>, ReadError>>>,
+    used: Instant,
+}
+
+struct Read {
+    blocks: Vec<Block>,
+    to: BlockRef,
+    bytes: usize,
+    /// By the plan that matched them last.
+    matched: Mutex<Option<(u64, Arc<Vec<Arc<Matched>>>)>>,
+}
+
+impl Piece {
+    fn done(&self) -> Option<&Arc<Read>> {
+        self.read.peek().and_then(|read| read.as_ref().ok())
+    }
+
+    /// How far it speaks for the chain; what is being read yet is hoped to reach its end.
+    fn reaches(&self) -> u64 {
+        self.done().map_or(self.end, |read| read.to.number)
+    }
+}
+
+pub struct Ahead {
+    source: Arc<dyn Source>,
+    /// By first block, and how many blocks the next one is to have.
+    pieces: Mutex<(BTreeMap<u64, Piece>, u64)>,
+}
+
+fn bytes(block: &Block) -> usize {
+    let logs = block.logs.iter().map(|log| size_of_val(log) + 32 * log.topics.len() + log.data.len());
+    let transactions = block.transactions.iter().map(|tx| size_of_val(tx) + tx.input.len());
+    size_of_val(block) + logs.chain(transactions).sum::<usize>() + size_of_val(&*block.transfers)
+}
+
+impl Ahead {
+    pub fn new(source: Arc<dyn Source>) -> Self {
+        Self { source, pieces: Mutex::new((BTreeMap::new(), 256)) }
+    }
+
+    fn pieces(&self) -> MutexGuard<'_, (BTreeMap<u64, Piece>, u64)> {
+        self.pieces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Matched blocks from `first` on, and the last block that this speaks for. All up to `last` are final.
+    pub async fn matched(
+        &self,
+        first: u64,
+        last: u64,
+        plan: &Arc<Plan>,
+    ) -> Result<(Vec<Arc<Matched>>, BlockRef), ReadError> {
+        loop {
+            let (from, reading) = self.reading(first, last, plan.index.wanted());
+            let read = match reading.await {
+                Ok(read) => read,
+                Err(error) => {
+                    // To be asked for again, by whoever needs it next.
+                    self.pieces().0.remove(&from);
+                    return Err(error);
+                }
+            };
+            self.learn(from, &read);
+            if read.to.number < first {
+                continue;
+            }
+            let (own, plan) = (read.clone(), plan.clone());
+            let matched = tokio::task::spawn_blocking(move || own.matched(&plan));
+            let matched =
+                matched.await.map_err(|e| ReadError::Again { why: format!("matching panicked: {e}"), after: None })?;
+            let ours = matched.iter().filter(|m| m.at.number >= first).cloned();
+            return Ok((ours.collect(), read.to));
+        }
+    }
+
+    /// The piece that holds a block, and others after it begun.
+    #[allow(clippy::type_complexity)]
+    fn reading(
+        &self,
+        first: u64,
+        last: u64,
+        wanted: &Wanted,
+    ) -> (u64, Shared<BoxFuture<'static, Result<Arc<Read>, ReadError>>>) {
+        let (pieces, blocks) = &mut *self.pieces();
+        let mut under_way = pieces.values().filter(|piece| piece.read.peek().is_none()).count();
+        let mut held: usize = pieces.values().filter_map(Piece::done).map(|read| read.bytes).sum();
+        let (mut next, mut answer) = (first, None);
+        while next <= last && (answer.is_none() || (under_way < AT_ONCE && held < HELD_BYTES)) {
+            let found = pieces.range_mut(..=next).next_back().filter(|(_, piece)| {
+                piece.reaches() >= next && piece.wanted.covers(wanted) && !matches!(piece.read.peek(), Some(Err(_)))
+            });
+            let (from, reaches, read) = match found {
+                Some((from, piece)) => {
+                    piece.used = Instant::now();
+                    (*from, piece.reaches(), piece.read.clone())
+                }
+                None => {
+                    let end = last.min((next / *blocks + 1) * *blocks - 1);
+                    let reading = read(self.source.clone(), next, end, wanted.clone());
+                    // A task of its own: it is read whether or not somebody waits for it.
+                    let task = tokio::spawn(reading);
+                    let reading = async move {
+                        task.await.unwrap_or_else(|e| {
+                            Err(ReadError::Again { why: format!("reading a range broke down: {e}"), after: None })
+                        })
+                    };
+                    let read = reading.boxed().shared();
+                    let piece = Piece { wanted: wanted.clone(), end, read: read.clone(), used: Instant::now() };
+                    pieces.insert(next, piece);
+                    under_way += 1;
+                    held += RANGE_BYTES / 4;
+                    (next, end, read)
+                }
+            };
+            if answer.is_none() {
+                answer = Some((from, read));
+            }
+            next = reaches + 1;
+        }
+        answer.expect("the first turn of the loop gives it, and `first` is not above `last`")
+    }
+
+    /// What a range held says how large the next ones should be; what was not used for longest makes room.
+    fn learn(&self, from: u64, read: &Read) {
+        let (pieces, blocks) = &mut *self.pieces();
+        let count = (read.to.number - from + 1) as usize;
+        let fits = (RANGE_BYTES / (read.bytes / count).max(1)) as u64;
+        // Powers of two: ranges of different size begin at the same places.
+        let fits = (fits.clamp(BLOCKS_LEAST, BLOCKS_MOST) + 1).next_power_of_two() / 2;
+        *blocks = if fits > *blocks { *blocks * 2 } else { fits };
+        let mut held: usize = pieces.values().filter_map(Piece::done).map(|read| read.bytes).sum();
+        while held > HELD_BYTES {
+            let done = pieces.iter().filter(|(at, piece)| **at != from && piece.done().is_some());
+            let Some(oldest) = done.min_by_key(|(_, piece)| piece.used).map(|(at, _)| *at) else { break };
+            held -= pieces.remove(&oldest).as_ref().and_then(Piece::done).map_or(0, |read| read.bytes);
+        }
+    }
+
+    /// Gives back what nobody has asked for in a while.
+    pub fn rest(&self) {
+        self.pieces().0.retain(|_, piece| piece.used.elapsed() < IDLE);
+    }
+}
+
+impl Read {
+    fn matched(&self, plan: &Plan) -> Arc<Vec<Arc<Matched>>> {
+        let mut matched = self.matched.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*matched {
+            Some((generation, blocks)) if *generation == plan.generation => blocks.clone(),
+            _ => {
+                let blocks = Arc::new(self.blocks.iter().map(|block| Arc::new(plan.match_block(block))).collect());
+                *matched = Some((plan.generation, Arc::clone(&blocks)));
+                blocks
+            }
+        }
+    }
+}
+
+/// A range, from as many answers as the source needs; less of it where it is much.
+async fn read(source: Arc<dyn Source>, first: u64, end: u64, wanted: Wanted) -> Result<Arc<Read>, ReadError> {
+    let (mut blocks, mut size, mut before): (Vec<Block>, usize, Option<BlockRef>) = (Vec::new(), 0, None);
+    let mut next = first;
+    let to = loop {
+        let range = source.range(next, end, &wanted).await?;
+        let outside = |at: BlockRef| at.number < next || at.number > end;
+        if outside(range.to) || range.blocks.iter().any(|b| outside(b.at())) {
+            let why = format!("asked for blocks {next} to {end}, got an answer up to {}", range.to);
+            return Err(ReadError::Again { why, after: None });
+        }
+        if let (Some(before), Some(block)) = (before, range.blocks.first().map(Block::at))
+            && block.number == before.number + 1
+            && block.parent != before.hash
+        {
+            let why = format!("{block} does not follow {before}");
+            return Err(ReadError::Again { why, after: None });
+        }
+        size += range.blocks.iter().map(bytes).sum::<usize>();
+        blocks.extend(range.blocks);
+        (next, before) = (range.to.number + 1, Some(range.to));
+        if next > end || size > RANGE_BYTES {
+            break range.to;
+        }
+    };
+    Ok(Arc::new(Read { blocks, to, bytes: size, matched: Mutex::default() }))
+}
