@@ -3,11 +3,13 @@
 //! One file per figure; [`lab`] is the ground that they stand on. `cargo bench` runs this command. Absolute figures
 //! differ from machine to machine and from hour to hour: the ratios are what is to be watched.
 
+mod backfill;
 mod crossing;
 mod delivery;
 mod index;
 mod journal;
 mod lab;
+mod node;
 mod pipeline;
 mod process;
 mod reload;
@@ -82,6 +84,7 @@ const FIGURES: &[(&str, fn(Lab) -> Measured)] = &[
     ("sets", |lab| Box::pin(sets::measure(lab))),
     ("journal", |lab| Box::pin(journal::measure(lab))),
     ("pipeline", |lab| Box::pin(pipeline::measure(lab))),
+    ("backfill", |lab| Box::pin(backfill::measure(lab))),
     ("latency", |lab| Box::pin(delivery::latency(lab))),
     ("deliveries", |lab| Box::pin(delivery::rate(lab))),
     ("reload", |lab| Box::pin(reload::measure(lab))),
