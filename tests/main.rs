@@ -7,6 +7,7 @@ mod cli;
 mod crash;
 mod dev;
 mod examples;
+mod faults;
 mod hostile;
 mod isolation;
 mod journal;
