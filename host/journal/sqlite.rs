@@ -18,12 +18,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::schema::{APPLICATION_ID, MIGRATIONS};
 use super::write::{apply, op_from};
 use super::{
-    Committed, Consumer, ConsumerId, DeadFilter, DeadLetter, Entry, Journal, JournalError, JournalSize, Marks, Parked,
-    Retracted, TrackId, TrackInfo, Version, Write,
+    CatchUp, Committed, Consumer, ConsumerId, DeadFilter, DeadLetter, Entry, Journal, JournalError, JournalSize, Marks,
+    Parked, Retracted, TrackId, TrackInfo, Version, Write,
 };
 use crate::model::{
-    BlockRef, ChainId, ContentType, DeliveryId, EmissionId, EventPosition, OutputName, PluginName, StreamId,
-    StreamName, StreamSpec,
+    BlockRef, ChainId, ContentType, DeliveryId, Edit, EditId, EmissionId, EventPosition, Member, OutputName,
+    PluginName, StreamId, StreamName, StreamSpec,
 };
 use crate::telemetry;
 
@@ -105,6 +105,20 @@ pub(super) fn block_ref(r: &Row<'_>, chain: ChainId, at: usize) -> rusqlite::Res
         parent: hash_at(r, at + 2)?,
         time: r.get(at + 3)?,
     })
+}
+
+/// Addresses from the column at `at`, other words from the next.
+fn members(r: &Row<'_>, at: usize) -> rusqlite::Result<Vec<Member>> {
+    let mut members = Vec::new();
+    for (at, len) in [(at, 20), (at + 1, 32)] {
+        let bytes = r.get_ref(at)?.as_blob()?;
+        let all = bytes.chunks(len).map(Member::from_slice).collect::<Option<Vec<_>>>();
+        let cut = || "a member of a watch set is cut off".into();
+        members.extend(
+            all.ok_or_else(|| rusqlite::Error::FromSqlConversionFailure(at, rusqlite::types::Type::Blob, cut()))?,
+        );
+    }
+    Ok(members)
 }
 
 /// A name that was checked before it was written.
@@ -688,6 +702,41 @@ impl Journal for SqliteJournal {
         self.read(|db| {
             db.prepare_cached("SELECT count(*) FROM entry WHERE track = ?1 AND offset > ?2")?
                 .query_row(params![track.0, after], |r| r.get(0))
+        })
+    }
+
+    fn edits(&self, each: &mut dyn FnMut(Edit)) -> Result<()> {
+        self.read(|db| {
+            let mut begins = db.prepare_cached("SELECT chain, number FROM watch_begin WHERE edit = ?1")?;
+            let mut edits = db.prepare_cached(
+                "SELECT id, watch_set, add_addresses, add_words, remove_addresses, remove_words FROM watch_edit ORDER BY id",
+            )?;
+            let mut rows = edits.query([])?;
+            while let Some(r) = rows.next()? {
+                let id: u32 = r.get(0)?;
+                let begins = begins.query_map([id], |r| Ok((ChainId(r.get::<_, i64>(0)? as u64), r.get(1)?)))?;
+                each(Edit {
+                    id: EditId(id),
+                    set: name(r, 1)?,
+                    begins: begins.collect::<rusqlite::Result<_>>()?,
+                    add: members(r, 2)?,
+                    remove: members(r, 4)?,
+                });
+            }
+            Ok(())
+        })
+    }
+
+    fn catch_ups(&self, consumer: ConsumerId) -> Result<Vec<CatchUp>> {
+        self.read(|db| {
+            db.prepare_cached(
+                "SELECT edit, first, last, said, watch_set FROM catch_up WHERE consumer = ?1 ORDER BY edit",
+            )?
+            .query_map([consumer.0], |r| {
+                let (first, last, said) = (r.get(1)?, r.get(2)?, r.get(3)?);
+                Ok(CatchUp { edit: EditId(r.get(0)?), set: name(r, 4)?, first, last, said })
+            })?
+            .collect()
         })
     }
 

@@ -9,6 +9,7 @@ mod emission;
 mod ids;
 mod manifest;
 mod status;
+mod watch;
 
 pub use block::{Block, BlockRef, BlockUpdate, EventPosition, Header, How, Log, Transaction, Transfer, Wanted};
 pub use emission::{ContentType, Delivery, Emission, Op, Outcome, When};
@@ -18,3 +19,4 @@ pub use status::{
     BlockStatus, ChainStatus, ConsumerStatus, JournalStatus, OutputStatus, PluginStatus, ProviderStatus, RefusedFile,
     Status,
 };
+pub use watch::{Edit, EditId, Member};

@@ -13,7 +13,9 @@
 //! durable. Lanes read the journal by themselves and need the router only to learn of new tracks.
 
 mod blocks;
+mod catch_up;
 mod consumer;
+pub mod edits;
 mod follow;
 pub mod handle;
 mod load;
@@ -62,13 +64,22 @@ const GONE_AFTER: Duration = Duration::from_millis(1_500);
 
 /// Everything that can happen to the router.
 enum Input {
-    Connected { chain: String, source: Arc<dyn Source> },
-    Unreachable { chain: String, why: String, halted: bool },
+    Connected {
+        chain: String,
+        source: Arc<dyn Source>,
+    },
+    Unreachable {
+        chain: String,
+        why: String,
+        halted: bool,
+    },
     News(String, News),
     Worked(Box<Worked>),
     Dropped(Dropped),
     Loaded(Box<Loaded>),
     Asked(Command, oneshot::Sender<Answer>),
+    /// An edit of a watch set is written down.
+    Edited,
     Tick,
 }
 
@@ -153,8 +164,12 @@ pub async fn start_with(config: Config, given: BTreeMap<String, Arc<dyn Source>>
     let (commands, asked) = mpsc::channel(64);
     let (picture, status) = watch::channel(Arc::new(Status::default()));
     let (stop, stopped) = watch::channel(false);
-    let handle = Handle { commands, status, journal: journal.clone() };
+    let reading = journal.clone();
+    let sets = tokio::task::spawn_blocking(move || edits::load(&*reading)).await;
+    let sets = Arc::new(RwLock::new(sets.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?));
+    let handle = Handle { commands, status, sets: sets.clone(), journal: journal.clone() };
     let mut router = Router::new(config, journal, engine, picture);
+    router.sets = sets;
     router.given = given;
     router.open_lanes().await?;
     // Whoever asks at once is told what there is, if not yet how it is.
@@ -181,7 +196,8 @@ struct Router {
     /// Files that are being loaded.
     loading: HashSet<PathBuf>,
 
-    connecting: JoinSet<Input>,
+    /// What comes back as an input by itself.
+    arriving: JoinSet<Input>,
     jobs: JoinSet<Worked>,
     loads: JoinSet<Loaded>,
     news: mpsc::Receiver<(String, News)>,
@@ -192,6 +208,8 @@ struct Router {
     generation: u64,
     /// The watch sets, as matching reads them.
     sets: Arc<RwLock<Sets>>,
+    /// While some reach back, no step begins.
+    edits: self::edits::Edits,
     /// The disk is full: since when, and why.
     full: Option<(Instant, String)>,
     fatal: Option<String>,
@@ -220,7 +238,7 @@ impl Router {
                 plan: Arc::default(),
                 path: None,
                 safe: 0,
-                state: "connecting",
+                state: "arriving",
                 why: None,
                 reorgs: 0,
                 accept: Arc::default(),
@@ -242,7 +260,7 @@ impl Router {
             turns: Arc::new(Turns::new(processors)),
             compilers: Arc::new(Semaphore::new(processors)),
             loading: HashSet::new(),
-            connecting: JoinSet::new(),
+            arriving: JoinSet::new(),
             jobs: JoinSet::new(),
             loads: JoinSet::new(),
             news,
@@ -251,6 +269,7 @@ impl Router {
             next_subscriber: 0,
             generation: 0,
             sets: Arc::default(),
+            edits: Default::default(),
             full: None,
             fatal: None,
             stopping: false,
@@ -303,7 +322,7 @@ impl Router {
         while self.fatal.is_none() {
             let input = tokio::select! {
                 () = async { drop(stopped.wait_for(|s| *s).await) } => break,
-                Some(Ok(input)) = self.connecting.join_next() => input,
+                Some(Ok(input)) = self.arriving.join_next() => input,
                 Some((chain, news)) = self.news.recv() => Input::News(chain, news),
                 Some(worked) = self.jobs.join_next() => match worked {
                     Ok(worked) => Input::Worked(Box::new(worked)),
@@ -346,6 +365,7 @@ impl Router {
             }
             Input::Loaded(loaded) => self.loaded(*loaded),
             Input::Asked(command, answer) => self.asked(command, answer),
+            Input::Edited => self.edited(),
             Input::Tick => self.tick(),
         }
         Touched::All
@@ -363,7 +383,7 @@ impl Router {
         };
         let (kind, name) = (chain.config.source.clone(), name.to_owned());
         let given = self.given.get(&name).cloned();
-        self.connecting.spawn(async move {
+        self.arriving.spawn(async move {
             if let Some(source) = given {
                 return Input::Connected { chain: name, source };
             }
@@ -542,6 +562,10 @@ impl Router {
 
     fn asked(&mut self, command: Command, answer: oneshot::Sender<Answer>) {
         let said = match command {
+            Command::Watch { set, change, reply } => {
+                self.edit(set, change, reply);
+                Ok(String::new())
+            }
             Command::Rollback { plugin } => return self.roll_back(&plugin, "a person asked for it", Some(answer)),
             Command::Upgrade { plugin } => return self.upgrade(&plugin, answer),
             Command::Retry { plugin } => match self.plugins.get_mut(&plugin) {
@@ -622,7 +646,7 @@ impl Router {
     async fn drain(mut self) -> Result<(), String> {
         self.stopping = true;
         self.news.close();
-        self.connecting.shutdown().await;
+        self.arriving.shutdown().await;
         self.followers.shutdown().await;
         self.loads.shutdown().await;
         let deadline = tokio::time::Instant::now() + DRAIN_JOBS;

@@ -11,6 +11,7 @@ mod lab;
 mod pipeline;
 mod process;
 mod reload;
+mod sets;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -78,6 +79,7 @@ type Measured = BoxFuture<'static, anyhow::Result<Vec<Figure>>>;
 const FIGURES: &[(&str, fn(Lab) -> Measured)] = &[
     ("crossing", |lab| Box::pin(async move { crossing::measure(&lab) })),
     ("index", |lab| Box::pin(async move { Ok(index::measure(&lab)) })),
+    ("sets", |lab| Box::pin(sets::measure(lab))),
     ("journal", |lab| Box::pin(journal::measure(lab))),
     ("pipeline", |lab| Box::pin(pipeline::measure(lab))),
     ("latency", |lab| Box::pin(delivery::latency(lab))),
