@@ -73,6 +73,8 @@ const PLAIN_HEADERS: &[u64] = &[1, 10, 8453, 17000, 560048, 11155111];
 
 #[derive(Clone, Debug)]
 pub enum Listed {
+    /// Only the header is known.
+    Unknown,
     Hashes(Vec<B256>),
     Full(Vec<Envelope>),
 }
@@ -141,13 +143,23 @@ fn parse_header(json: &str) -> Result<(alloy_consensus::Header, Vec<String>), Tr
 
 /// The verified place of a block, without a look at its transactions.
 pub fn place(json: &str, chain: ChainId, quirks: &Quirks, doubts: &mut Vec<String>) -> Result<BlockRef, Trouble> {
-    let (header, foreign) = parse_header(json)?;
-    let told: Hashed = serde_json::from_str(json).map_err(|e| unreadable("the header", &e))?;
-    let block = WireBlock { hash: told.hash, header, foreign, transactions: Listed::Hashes(vec![]), withdrawals: None };
-    block.verify(chain, quirks, doubts)
+    WireBlock::parse_header(json)?.verify(chain, quirks, doubts)
 }
 
 impl WireBlock {
+    /// The header alone: of a block, or as a subscription tells it.
+    pub fn parse_header(json: &str) -> Result<Self, Trouble> {
+        let (header, foreign) = parse_header(json)?;
+        let told: Hashed = serde_json::from_str(json).map_err(|e| unreadable("the header", &e))?;
+        Ok(Self { hash: told.hash, header, foreign, transactions: Listed::Unknown, withdrawals: None })
+    }
+
+    /// Its header alone.
+    pub fn bare(&self) -> Self {
+        let (header, foreign) = (self.header.clone(), self.foreign.clone());
+        Self { hash: self.hash, header, foreign, transactions: Listed::Unknown, withdrawals: None }
+    }
+
     pub fn parse(json: &str) -> Result<Self, Trouble> {
         let (header, foreign) = parse_header(json)?;
         let outer: Outer = serde_json::from_str(json).map_err(|e| unreadable("the block", &e))?;
@@ -169,6 +181,7 @@ impl WireBlock {
 
     pub fn hash_at(&self, index: usize) -> Option<B256> {
         match &self.transactions {
+            Listed::Unknown => None,
             Listed::Hashes(all) => all.get(index).copied(),
             Listed::Full(all) => all.get(index).map(|t| t.told.hash),
         }
@@ -176,6 +189,7 @@ impl WireBlock {
 
     pub fn count(&self) -> usize {
         match &self.transactions {
+            Listed::Unknown => 0,
             Listed::Hashes(all) => all.len(),
             Listed::Full(all) => all.len(),
         }
@@ -290,7 +304,8 @@ pub fn logs_of(block: &WireBlock, logs: Vec<WireLog>) -> Result<Vec<Log>, Troubl
             )));
         }
         let log = log.into_model()?;
-        if block.hash_at(log.transaction_index as usize) != Some(log.transaction_hash) {
+        let listed = !matches!(block.transactions, Listed::Unknown);
+        if listed && block.hash_at(log.transaction_index as usize) != Some(log.transaction_hash) {
             return Err(Trouble::False(format!(
                 "log {} names transaction {} at place {}, where the block has another",
                 log.index, log.transaction_hash, log.transaction_index
@@ -430,7 +445,10 @@ pub fn assemble(
         gas_limit: h.gas_limit,
         base_fee: h.base_fee_per_gas,
         beneficiary: h.beneficiary,
-        transaction_count: u32::try_from(block.count()).ok(),
+        transaction_count: match block.transactions {
+            Listed::Unknown => None,
+            _ => u32::try_from(block.count()).ok(),
+        },
     };
     Ok(Block { header, transactions, transfers: Vec::new(), logs })
 }
@@ -479,7 +497,8 @@ pub fn is_wanted(log: &Log, wanted: &Wanted) -> bool {
 
 fn take_transactions(block: &WireBlock, receipts: Option<&Receipts>) -> Result<Vec<Transaction>, Trouble> {
     let Listed::Full(all) = &block.transactions else {
-        return if block.count() == 0 { Ok(Vec::new()) } else { Err(Trouble::Lacks("transactions")) };
+        let none = matches!(&block.transactions, Listed::Hashes(all) if all.is_empty());
+        return if none { Ok(Vec::new()) } else { Err(Trouble::Lacks("transactions")) };
     };
     all.iter()
         .enumerate()
