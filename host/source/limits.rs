@@ -207,6 +207,17 @@ impl Gate {
 }
 
 impl Pass<'_> {
+    /// A question that holds many: a provider counts each.
+    pub fn holds(&self, questions: usize) {
+        let more = questions.saturating_sub(1);
+        let mut state = self.gate.state();
+        if state.rate.is_some() {
+            // Below zero: whoever comes next waits for it.
+            state.tokens -= more as f64;
+        }
+        state.asked[0] = state.asked[0].saturating_add(u32::try_from(more).unwrap_or(u32::MAX));
+    }
+
     pub fn answered(&self) {
         let mut state = self.gate.state();
         state.sayings = 0;

@@ -53,7 +53,7 @@ pub const KIND: Kind = Kind {
 };
 
 /// Questions under way to one node at a time, within one operation.
-pub(super) const AT_ONCE: usize = 8;
+pub(super) const AT_ONCE: usize = 32;
 /// So long providers may differ about a head before it is told as trouble: a slow one hears of a block within a second or two.
 const AGREE_WITHIN: Duration = Duration::from_secs(30);
 /// Looks again so soon when a head is not agreed upon yet.
@@ -106,6 +106,8 @@ pub(super) struct Inner {
     pub(super) max_range: u64,
     /// Blocks asked for in one eth_getLogs now: halved when refused, grows again slowly.
     pub(super) span: AtomicU64,
+    /// Of a hundred final blocks, so many may hold what is wanted, as it was lately.
+    pub(super) dense: AtomicU64,
     pub(super) wake: Notify,
     pub(super) heads: Mutex<Heads>,
     doubts: Mutex<HashSet<String>>,
@@ -240,6 +242,7 @@ impl Rpc {
             poll,
             max_range,
             span: AtomicU64::new(max_range),
+            dense: AtomicU64::new(0),
             wake: Notify::new(),
             heads: Mutex::default(),
             doubts: Mutex::new(HashSet::new()),
@@ -347,7 +350,7 @@ impl Inner {
         }
     }
 
-    async fn raw_block(&self, ep: &Endpoint, place: Place, full: bool) -> Result<Box<RawValue>, Fail> {
+    pub(super) async fn raw_block(&self, ep: &Endpoint, place: Place, full: bool) -> Result<Box<RawValue>, Fail> {
         let raw = match place {
             Place::Hash(hash) => ep.call("eth_getBlockByHash", json!([hash, full])).await?,
             Place::Number(number) => ep.call("eth_getBlockByNumber", json!([U64::from(number), full])).await?,
@@ -356,7 +359,7 @@ impl Inner {
     }
 
     /// A verified header of the block that was asked for.
-    fn read_header(&self, raw: &RawValue, place: Option<Place>) -> Result<WireBlock, Fail> {
+    pub(super) fn read_header(&self, raw: &RawValue, place: Option<Place>) -> Result<WireBlock, Fail> {
         let block = WireBlock::parse(raw.get()).map_err(trouble)?;
         let proven = self.prove_header(&block)?;
         let asked = match place {
@@ -404,12 +407,16 @@ impl Inner {
     }
 
     /// Of a whole block, by one question; `None` where the node has no such method.
-    async fn raw_receipts_at(&self, ep: &Endpoint, hash: B256) -> Result<Option<Box<RawValue>>, Fail> {
+    pub(super) async fn raw_receipts_at(&self, ep: &Endpoint, place: Place) -> Result<Option<Box<RawValue>>, Fail> {
         if ep.no_block_receipts.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        match ep.call("eth_getBlockReceipts", json!([hash])).await {
-            Ok(raw) if raw.get() == "null" => Err(Fail::Unknown(format!("the receipts of block {hash}"))),
+        let question = match place {
+            Place::Hash(hash) => json!([hash]),
+            Place::Number(number) => json!([U64::from(number)]),
+        };
+        match ep.call("eth_getBlockReceipts", question).await {
+            Ok(raw) if raw.get() == "null" => Err(Fail::Unknown(format!("the receipts of {place}"))),
             Ok(raw) => Ok(Some(raw)),
             Err(Fail::NoMethod(_)) => {
                 ep.no_block_receipts.store(true, Ordering::Relaxed);
@@ -420,7 +427,7 @@ impl Inner {
     }
 
     async fn raw_receipts(&self, ep: &Endpoint, block: &WireBlock) -> Result<Box<RawValue>, Fail> {
-        match self.raw_receipts_at(ep, block.hash).await? {
+        match self.raw_receipts_at(ep, Place::Hash(block.hash)).await? {
             Some(raw) => Ok(raw),
             None => self.receipts_one_by_one(ep, block).await,
         }
@@ -484,7 +491,7 @@ impl Inner {
             },
             async {
                 match receipts_early {
-                    Some(hash) => self.raw_receipts_at(ep, hash).await,
+                    Some(hash) => self.raw_receipts_at(ep, Place::Hash(hash)).await,
                     None => Ok(None),
                 }
             },
@@ -524,7 +531,7 @@ impl Inner {
         Ok(self.fetched(block, raw, receipts, logs))
     }
 
-    fn fetched(
+    pub(super) fn fetched(
         &self,
         block: WireBlock,
         raw: Option<Box<RawValue>>,

@@ -20,28 +20,25 @@ use super::wire::{self, Parts, WireBlock};
 use crate::model::{Block, BlockRef, Log, Wanted};
 use crate::proof;
 
-/// Headers asked for at once: small answers, and as many as there are blocks.
-const HEADERS_AT_ONCE: usize = 32;
+/// Headers in one request, and such requests at a time for one range.
+const HEADERS_AT_ONCE: usize = 64;
+const BATCHES_AT_ONCE: usize = 8;
 /// One of many questions is asked so often before all that was asked beside it is thrown away.
 const TRIES: u32 = 5;
 /// Blocks in one answer where each one's header is looked at first.
 const PROVEN_AT_ONCE: u64 = 256;
 /// Blocks in one answer where each is asked for by itself.
-const BLOCKS_AT_ONCE: u64 = 32;
+const BLOCKS_AT_ONCE: u64 = 64;
+/// Of a hundred blocks: where more than these hold something, looking at their headers first saves nothing.
+const DENSE: u64 = 50;
 
 /// Addresses or topics in one filter: geth allows 1,000.
 const FILTER_MOST: usize = 1000;
 
 impl Inner {
     pub(super) async fn range(&self, ep: &Endpoint, from: u64, to: u64, wanted: &Wanted) -> Result<Range, Fail> {
-        // Beyond its own head a node answers in part and says nothing of it.
-        let head = ep.call("eth_blockNumber", json!([])).await?;
-        let head = number(&head).ok_or_else(|| Fail::False("eth_blockNumber is not a number".into()))?;
-        if head < from {
-            return Err(Fail::Unknown(format!("block {from}: it is at {head}")));
-        }
-        let to = to.min(head);
-        let each = wanted.blocks || wanted.transactions || wanted.receipts;
+        // Asked for by number, a block beyond the node's head is an error, not a silence.
+        let each = wanted.blocks || wanted.transactions || wanted.receipts || wanted.transfers;
         if each {
             return self.each(ep, from, to.min(from + BLOCKS_AT_ONCE - 1), wanted).await;
         }
@@ -49,8 +46,18 @@ impl Inner {
             return Ok(Range { blocks: Vec::new(), to: self.header(ep, Place::Number(to)).await?.at(self.chain) });
         }
         if self.proves_logs() {
+            if self.dense.load(Ordering::Relaxed) > DENSE {
+                return self.each(ep, from, to.min(from + BLOCKS_AT_ONCE - 1), wanted).await;
+            }
             return self.by_blooms(ep, from, to.min(from + PROVEN_AT_ONCE - 1), wanted).await;
         }
+        // Beyond its own head a node answers a filter in part and says nothing of it.
+        let head = ep.call("eth_blockNumber", json!([])).await?;
+        let head = number(&head).ok_or_else(|| Fail::False("eth_blockNumber is not a number".into()))?;
+        if head < from {
+            return Err(Fail::Unknown(format!("block {from}: it is at {head}")));
+        }
+        let to = to.min(head);
         let mut span = self.span.load(Ordering::Relaxed).clamp(1, self.max_range);
         loop {
             let last = to.min(from.saturating_add(span - 1));
@@ -82,37 +89,98 @@ impl Inner {
     }
 
     async fn each(&self, ep: &Endpoint, from: u64, to: u64, wanted: &Wanted) -> Result<Range, Fail> {
-        let asked = futures::stream::iter(from..=to).map(|n| self.whole(ep, Place::Number(n), wanted));
-        let blocks: Vec<Block> = asked.buffered(AT_ONCE).try_collect().await?;
+        let asked = futures::stream::iter(from..=to).map(|n| self.at_once(ep, n, wanted));
+        let mut blocks: Vec<Block> = asked.buffered(AT_ONCE).try_collect().await?;
         linked(blocks.iter().map(Block::at))?;
-        let to = blocks.last().map(Block::at).ok_or_else(|| Fail::Other("an empty range was asked for".into()))?;
-        Ok(Range { blocks, to })
+        let last = blocks.last().map(Block::at).ok_or_else(|| Fail::Other("an empty range was asked for".into()))?;
+        if wanted.logs && !(wanted.blocks || wanted.transactions || wanted.receipts || wanted.transfers) {
+            let all = blocks.len();
+            blocks.retain(|block| !block.logs.is_empty());
+            self.learn_density(blocks.len(), all);
+        }
+        Ok(Range { blocks, to: last })
     }
 
     /// Each block's header; and whole, with its receipts, each block whose bloom does not exclude what is wanted. What a
     /// filter would answer adds nothing to that.
     async fn by_blooms(&self, ep: &Endpoint, from: u64, to: u64, wanted: &Wanted) -> Result<Range, Fail> {
-        let asked = futures::stream::iter(from..=to).map(|n| self.header_patiently(ep, n));
-        let headers: Vec<WireBlock> = asked.buffered(HEADERS_AT_ONCE).try_collect().await?;
-        linked(headers.iter().map(|h| h.at(self.chain)))?;
+        let headers = self.headers_between(ep, from, to).await?;
         let last = headers.last().map(|h| h.at(self.chain)).ok_or_else(|| Fail::Other("no header".into()))?;
-        let asked: Vec<_> = headers
-            .iter()
-            .filter(|h| !h.excludes(wanted, &self.quirks))
-            .map(|h| self.whole(ep, Place::Hash(h.hash), wanted))
-            .collect();
-        let mut blocks: Vec<Block> = futures::stream::iter(asked).buffered(AT_ONCE).try_collect().await?;
+        let open: Vec<u64> =
+            headers.iter().filter(|h| !h.excludes(wanted, &self.quirks)).map(|h| h.header.number).collect();
+        self.learn_density(open.len(), headers.len());
+        let asked = futures::stream::iter(open).map(|n| self.at_once(ep, n, wanted));
+        let mut blocks: Vec<Block> = asked.buffered(AT_ONCE).try_collect().await?;
+        for block in &blocks {
+            let at = block.at();
+            if headers.get((at.number - from) as usize).is_none_or(|h| h.hash != at.hash) {
+                return Err(Fail::False(format!("{at} is not the block whose header it told before")));
+            }
+        }
         blocks.retain(|block| !block.logs.is_empty());
         Ok(Range { blocks, to: last })
     }
 
-    async fn header_patiently(&self, ep: &Endpoint, number: u64) -> Result<WireBlock, Fail> {
+    fn learn_density(&self, open: usize, all: usize) {
+        let now = (100 * open / all.max(1)) as u64;
+        let before = self.dense.load(Ordering::Relaxed);
+        self.dense.store(if all < 8 { before } else { (before + now) / 2 }, Ordering::Relaxed);
+    }
+
+    /// Proven and linked.
+    async fn headers_between(&self, ep: &Endpoint, from: u64, to: u64) -> Result<Vec<WireBlock>, Fail> {
+        let numbers: Vec<u64> = (from..=to).collect();
+        let asked = numbers.chunks(HEADERS_AT_ONCE).map(|chunk| self.headers_patiently(ep, chunk));
+        // The iterator's items borrow: collected, so that the future stays `Send`.
+        let asked: Vec<_> = asked.collect();
+        let headers: Vec<Vec<WireBlock>> = futures::stream::iter(asked).buffered(BATCHES_AT_ONCE).try_collect().await?;
+        let headers: Vec<WireBlock> = headers.into_iter().flatten().collect();
+        linked(headers.iter().map(|h| h.at(self.chain)))?;
+        Ok(headers)
+    }
+
+    async fn headers_patiently(&self, ep: &Endpoint, numbers: &[u64]) -> Result<Vec<WireBlock>, Fail> {
         let mut tries = 0;
         loop {
-            match self.header(ep, Place::Number(number)).await {
-                Ok(header) => return Ok(header),
+            match self.headers_of(ep, numbers).await {
+                Ok(headers) => return Ok(headers),
                 Err(fail) => tokio::time::sleep(next_try(fail, &mut tries)?).await,
             }
+        }
+    }
+
+    async fn headers_of(&self, ep: &Endpoint, numbers: &[u64]) -> Result<Vec<WireBlock>, Fail> {
+        let questions = numbers.iter().map(|n| json!([U64::from(*n), false])).collect();
+        let answers = ep.call_many("eth_getBlockByNumber", questions).await?;
+        let headers = answers.iter().zip(numbers).map(|(raw, number)| {
+            let place = Place::Number(*number);
+            if raw.get() == "null" {
+                return Err(Fail::Unknown(place.to_string()));
+            }
+            self.read_header(raw, Some(place))
+        });
+        headers.collect()
+    }
+
+    /// A block by number, with its receipts in the same round trip where they will be needed.
+    async fn at_once(&self, ep: &Endpoint, number: u64, wanted: &Wanted) -> Result<Block, Fail> {
+        let place = Place::Number(number);
+        let receipts = wanted.receipts || (wanted.logs && self.proves_logs());
+        if !receipts || wanted.transfers || self.quirks.may_state_sync(number) {
+            return self.whole(ep, place, wanted).await;
+        }
+        let mut tries = 0;
+        loop {
+            let both = futures::join!(self.raw_block(ep, place, true), self.raw_receipts_at(ep, place));
+            let fail = match both {
+                (Ok(_), Ok(None)) => return self.whole(ep, place, wanted).await,
+                (Ok(raw), Ok(receipts)) => {
+                    let block = self.read_header(&raw, Some(place))?;
+                    return self.finish(self.fetched(block, Some(raw), receipts, None), wanted);
+                }
+                (Err(fail), _) | (_, Err(fail)) => fail,
+            };
+            tokio::time::sleep(next_try(fail, &mut tries)?).await;
         }
     }
 
@@ -155,9 +223,7 @@ impl Inner {
             }
         }
         let unfiltered = wanted.addresses.is_empty() && wanted.topic0.is_empty();
-        let asked = futures::stream::iter(from..=to).map(|n| self.header_patiently(ep, n));
-        let headers: Vec<WireBlock> = asked.buffered(HEADERS_AT_ONCE).try_collect().await?;
-        linked(headers.iter().map(|h| h.at(self.chain)))?;
+        let headers = self.headers_between(ep, from, to).await?;
         let last = headers.last().map(|h| h.at(self.chain)).ok_or_else(|| Fail::Other("no header".into()))?;
         // A bloom may allow what is not there; a provider may leave out what is. The whole block tells.
         let untold = headers.iter().filter(|h| {

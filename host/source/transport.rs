@@ -5,7 +5,7 @@
 
 use std::ops::Deref;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use alloy_pubsub::RawSubscription;
 use alloy_rpc_client::{ClientBuilder, RpcClient};
 use alloy_transport::{RpcError, TransportErrorKind};
 use alloy_transport_ws::{WebSocketConfig, WsConnect};
+use futures::{StreamExt, TryStreamExt};
 use rand::Rng;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -44,6 +45,11 @@ pub(super) enum Fail {
     Other(String),
     WrongChain(String),
 }
+
+/// Calls in one request. Providers bound it at 100 and more; one that refuses is asked for less.
+const BATCH_MOST: usize = 64;
+/// Where there are no batches, so many calls at a time instead.
+const SIDE_BY_SIDE: usize = 32;
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MOST: Duration = Duration::from_secs(10);
@@ -85,6 +91,8 @@ pub(super) struct Provider {
     pub requests: AtomicU64,
     pub errors: AtomicU64,
     pub no_block_receipts: AtomicBool,
+    /// Calls in one request; 1 where it takes no batches.
+    batch: AtomicUsize,
 }
 
 /// A provider as one operation asks it.
@@ -139,6 +147,7 @@ impl Provider {
             requests: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             no_block_receipts: AtomicBool::new(false),
+            batch: AtomicUsize::new(BATCH_MOST),
         })
     }
 
@@ -216,6 +225,31 @@ impl Provider {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(e)) => Err(self.fail(method, &e)),
         }
+    }
+
+    /// Many questions in one request; each has its answer or failure.
+    async fn ask_many(
+        &self,
+        client: &RpcClient,
+        method: &'static str,
+        questions: &[Value],
+    ) -> Result<Vec<Result<Box<RawValue>, Fail>>, Fail> {
+        let mut batch = client.new_batch();
+        let mut waiters = Vec::with_capacity(questions.len());
+        for question in questions {
+            waiters.push(batch.add_call::<_, Box<RawValue>>(method, question).map_err(|e| self.fail(method, &e))?);
+        }
+        match tokio::time::timeout(self.timeout, batch.send()).await {
+            Err(_) => {
+                return Err(Fail::Dead(
+                    self.redact(&format!("{method}: no answer in {} ms", self.timeout.as_millis())),
+                ));
+            }
+            Ok(sent) => sent.map_err(|e| self.fail(method, &e))?,
+        }
+        // All that came has been sorted to its question by id; what did not come is a failure of its own.
+        let answers = futures::future::join_all(waiters).await;
+        Ok(answers.into_iter().map(|answer| answer.map_err(|e| self.fail(method, &e))).collect())
     }
 
     fn fail(&self, method: &str, e: &RpcError<TransportErrorKind>) -> Fail {
@@ -353,6 +387,68 @@ impl Endpoint {
             }
             return answer;
         }
+    }
+
+    /// Many calls of one method, answered in the order of the questions: in batches as large as the node takes them. What
+    /// a batch did not bring is asked for by itself.
+    pub async fn call_many(&self, method: &'static str, questions: Vec<Value>) -> Result<Vec<Box<RawValue>>, Fail> {
+        let mut answers = Vec::with_capacity(questions.len());
+        let mut rest = questions.as_slice();
+        while !rest.is_empty() {
+            let size = self.batch.load(Ordering::Relaxed);
+            if size < 2 || rest.len() < 2 {
+                let one_by_one = futures::stream::iter(rest.to_vec()).map(|question| self.call(method, question));
+                let all: Vec<_> = one_by_one.buffered(SIDE_BY_SIDE).try_collect().await?;
+                answers.extend(all);
+                break;
+            }
+            let (now, later) = rest.split_at(size.min(rest.len()));
+            match self.batch(method, now).await {
+                Some(some) => {
+                    for (answer, question) in some.into_iter().zip(now) {
+                        answers.push(match answer {
+                            Ok(answer) => answer,
+                            Err(_) => self.call(method, question.clone()).await?,
+                        });
+                    }
+                    rest = later;
+                }
+                // No answer of it is of use: a smaller one is tried, and at last each by itself.
+                None => {
+                    let less = (size / 4).max(1);
+                    let known = self.batch.compare_exchange(size, less, Ordering::Relaxed, Ordering::Relaxed);
+                    if known.is_ok() {
+                        tracing::debug!(provider = %self.shown, method, size, less, "smaller batches");
+                    }
+                }
+            }
+        }
+        Ok(answers)
+    }
+
+    /// `None` where most of it failed.
+    async fn batch(&self, method: &'static str, questions: &[Value]) -> Option<Vec<Result<Box<RawValue>, Fail>>> {
+        let client = self.client().await.ok()?;
+        let pass = self.gate.enter(self.importance, self.timeout).await.ok()?;
+        pass.holds(questions.len());
+        self.requests.fetch_add(questions.len() as u64, Ordering::Relaxed);
+        let answers = match self.ask_many(&client, method, questions).await {
+            Ok(answers) => answers,
+            Err(fail) => {
+                self.errors.fetch_add(1, Ordering::Relaxed);
+                if let Fail::Limited { after, .. } = &fail {
+                    pass.limited(*after);
+                }
+                return None;
+            }
+        };
+        let good = answers.iter().filter(|answer| answer.is_ok()).count();
+        if good * 2 < questions.len() {
+            self.errors.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        pass.answered();
+        Some(answers)
     }
 
     pub async fn chain(&self) -> Result<ChainId, Fail> {
