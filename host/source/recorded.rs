@@ -252,10 +252,7 @@ fn quirks_of(open: &Open, chain: ChainId) -> Result<Quirks, ReadError> {
     let mut quirks = Quirks::of(chain);
     for name in open.table.get("quirks").and_then(toml::Value::as_array).into_iter().flatten() {
         if !name.as_str().is_some_and(|n| quirks.enable(n)) {
-            return Err(refuse(
-                &open.name,
-                format!("there is no quirk {name}; there are: {}", Quirks::NAMES.join(", ")),
-            ));
+            return Err(refuse(&open.name, format!("there is no quirk {name}; there are: {}", Quirks::names())));
         }
     }
     Ok(quirks)
