@@ -14,6 +14,7 @@ mod outages;
 mod recorded;
 mod reload;
 mod reorgs;
+mod rpc_cases;
 mod simulation;
 mod sinks;
 mod source;

@@ -22,6 +22,8 @@ mod next;
 mod payload;
 mod picture;
 mod plugins;
+#[cfg(test)]
+mod trees;
 mod turns;
 mod work;
 
