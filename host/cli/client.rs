@@ -77,6 +77,11 @@ impl Client {
         Ok(answer.get("ok").and_then(Value::as_str).unwrap_or("done").to_owned())
     }
 
+    /// A command whose answer is more than a text.
+    pub async fn post_for(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        self.send(self.http.post(format!("{}{path}", self.base)).json(body)).await
+    }
+
     fn strange(&self, path: &str) -> Trouble {
         let what = format!("{}{path} answered something else than expected", self.base);
         Trouble::new(what, "see that it is Chainweir that listens there, of the version of this command")

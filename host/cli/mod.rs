@@ -17,6 +17,7 @@ mod record;
 mod replay;
 mod resume;
 mod run;
+mod set;
 mod status;
 mod tail;
 mod trouble;
@@ -61,6 +62,9 @@ enum Command {
     Record(record::Args),
     /// Run a plugin over recorded blocks, offline: emissions as NDJSON on stdout
     Replay(replay::Args),
+    /// Watch sets: named lists of addresses or words that plugins subscribe to
+    #[command(subcommand)]
+    Set(set::Command),
     /// Deliveries that were given up
     #[command(subcommand)]
     Dead(dead::Command),
@@ -103,6 +107,7 @@ async fn dispatch(command: Command) -> anyhow::Result<Exit> {
         Command::Plugin(command) => plugin::run(command).await,
         Command::Record(args) => record::run(args).await,
         Command::Replay(args) => replay::run(args).await,
+        Command::Set(command) => set::run(command).await,
         Command::Dead(command) => dead::run(command).await,
         Command::Status(args) => status::run(args).await,
         Command::Resume(args) => resume::run(args).await,

@@ -61,9 +61,23 @@ impl Children {
         }
     }
 
-    /// What was learned and not written down yet; it counts as written from now on.
-    pub fn take_fresh(&mut self) -> Vec<(FactoryId, Address)> {
-        std::mem::take(&mut self.fresh)
+    /// What was learned and not written down yet.
+    pub fn fresh(&self) -> &[(FactoryId, Address)] {
+        &self.fresh
+    }
+
+    /// What was learned is written down.
+    pub fn keep(&mut self) {
+        self.fresh.clear();
+    }
+
+    /// What was learned and not written down is forgotten.
+    pub fn unlearn(&mut self) {
+        for (factory, child) in self.fresh.drain(..) {
+            if let Some(all) = self.known.get_mut(&factory) {
+                all.remove(&child);
+            }
+        }
     }
 
     /// Read back: known, and written down already.

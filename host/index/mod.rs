@@ -18,8 +18,8 @@ use foldhash::{HashMap, HashSet};
 use self::children::{Children, FactoryId};
 use self::watch::{SetId, Sets, View};
 use crate::model::{
-    Block, BlockRef, ChainId, EventKind, EventPosition, Factory, Log, Place, Subscription, Transaction, Transfer,
-    Wanted, batch,
+    Block, BlockRef, ChainId, EventKind, EventPosition, Factory, Log, Member, Place, Subscription, Transaction,
+    Transfer, Wanted, batch,
 };
 
 /// A consumer, as whoever builds the index numbers them.
@@ -274,7 +274,7 @@ impl Index {
         matched
     }
 
-    fn look_up(&self, value: impl Into<watch::Member>, place: Place, found: &mut Found<'_>) {
+    fn look_up(&self, value: impl Into<Member>, place: Place, found: &mut Found<'_>) {
         if self.set_places.contains(&place) {
             let hits = &mut found.hits;
             found.view.sets_of(value, |set| hits.push((place, set)));
@@ -356,6 +356,7 @@ impl Index {
     }
 
     fn match_transaction(&self, tx: &Transaction, found: &mut Found<'_>) {
+        self.look_up(tx.hash, Place::Hash, found);
         self.look_up(tx.from, Place::Sender, found);
         if let Some(to) = tx.to {
             self.look_up(to, Place::Receiver, found);
@@ -396,7 +397,8 @@ impl Index {
                 Some(to) => asked.allows(&s.receivers, to, Place::Receiver, &found.hits),
                 None => s.receivers.is_empty() && !s.has_set(Place::Receiver),
             };
-            if receiver_fits && asked.allows(&s.senders, &from, Place::Sender, &found.hits) && fits(s) {
+            let hash_fits = asked.allows::<B256>(&[], &B256::ZERO, Place::Hash, &found.hits);
+            if receiver_fits && hash_fits && asked.allows(&s.senders, &from, Place::Sender, &found.hits) && fits(s) {
                 found.who.push((filed.subscriber, Role::Delivered));
             }
         }
@@ -572,9 +574,8 @@ impl Matched {
 
 #[cfg(test)]
 mod tests {
-    use super::watch::{EditId, Member};
     use super::*;
-    use crate::model::{Child, Header, How, SetName};
+    use crate::model::{Child, EditId, Header, How, SetName};
     use alloy_primitives::{Bytes, U256};
     use proptest::prelude::*;
     use std::collections::BTreeSet;
@@ -627,6 +628,7 @@ mod tests {
     fn fits_transaction(s: &Subscription, tx: &Transaction, set: &SetOf) -> bool {
         s.kind == EventKind::Transaction
             && fits_move(s, tx.from, tx.to, set)
+            && (!s.has_set(Place::Hash) || set.contains(&if tx.hash.is_zero() { 0 } else { tx.hash[31] | 0x80 }))
             && (s.success.is_none() || s.success == tx.success)
             && s.min_value.is_none_or(|min| tx.value >= min)
     }
@@ -670,7 +672,8 @@ mod tests {
                     EventKind::Log => {
                         &[Place::Address, Place::Topic(0), Place::Topic(1), Place::Topic(2), Place::Topic(3)]
                     }
-                    _ => &[Place::Sender, Place::Receiver],
+                    EventKind::Transaction => &[Place::Sender, Place::Receiver, Place::Hash],
+                    EventKind::Transfer | EventKind::Creation => &[Place::Sender, Place::Receiver],
                 };
                 let sets = sets.into_iter().filter_map(|n| Some((*places.get(n)?, set.clone()))).collect();
                 let factory = factory.filter(|_| kind == EventKind::Log).map(|(makers, event, place)| Factory {

@@ -13,52 +13,10 @@ use std::hash::{BuildHasher, Hasher};
 use alloy_primitives::{Address, B256};
 use foldhash::{HashMap, fast::RandomState};
 
-use crate::model::{ChainId, SetName};
+use crate::model::{ChainId, EditId, Member, SetName};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SetId(pub u32);
-
-/// Rises with every edit. Number 0 holds from the beginning of every chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct EditId(pub u32);
-
-/// A member: an address, or a word that is none. A word with twelve leading zeros is the address in it: a topic and
-/// the address that it holds are one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Member {
-    Address(Address),
-    Word(B256),
-}
-
-impl From<Address> for Member {
-    fn from(address: Address) -> Self {
-        Self::Address(address)
-    }
-}
-
-impl From<B256> for Member {
-    fn from(word: B256) -> Self {
-        if word[..12] == [0; 12] { Self::Address(Address::from_word(word)) } else { Self::Word(word) }
-    }
-}
-
-impl Member {
-    pub fn as_slice(&self) -> &[u8] {
-        match self {
-            Self::Address(address) => address.as_slice(),
-            Self::Word(word) => word.as_slice(),
-        }
-    }
-
-    /// 20 or 32 bytes.
-    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
-        match bytes.len() {
-            20 => Some(Self::Address(Address::from_slice(bytes))),
-            32 => Some(B256::from_slice(bytes).into()),
-            _ => None,
-        }
-    }
-}
 
 const SHARDS: usize = 64;
 const FREE: u32 = u32::MAX;

@@ -26,8 +26,8 @@ use alloy_primitives::B256;
 use tokio::sync::watch;
 
 use crate::model::{
-    BlockRef, ChainId, ContentType, DeliveryId, EmissionId, EventPosition, Op, OutputName, PluginName, StreamId,
-    StreamSpec,
+    BlockRef, ChainId, ContentType, DeliveryId, Edit, EditId, EmissionId, EventPosition, Member, Op, OutputName,
+    PluginName, SetName, StreamId, StreamSpec,
 };
 
 /// Why the journal did not do it, named by what to do about it. Nothing of the write was kept.
@@ -106,6 +106,11 @@ pub struct Step {
     pub cursor: BlockRef,
     /// The block may be orphaned: keep what undoes it. Such a step is of one block.
     pub undo: bool,
+    /// The step is of final blocks below the cursor, which stays: its state is undone with the cursor's block, and its
+    /// entries never.
+    pub aside: bool,
+    /// Of such a step: what the edit reaches back to has been said below this block.
+    pub said: Option<(EditId, u64)>,
     /// As the follower has them on the branch of `cursor`. Undo at or below `finalized` is dropped.
     pub safe: u64,
     pub finalized: u64,
@@ -217,6 +222,11 @@ pub enum Write {
     /// A person accepted that it went back all the same: the next one is taken as it comes.
     ForgetFinalized(ChainId),
     Lane(Vec<LaneWrite>),
+    /// A watch set is edited; these consumers have passed blocks (first and last) to which the edit reaches back.
+    Watch {
+        edit: Edit,
+        catch_up: Vec<(ConsumerId, u64, u64)>,
+    },
     /// A .wasm became the running one of a plugin, or stopped being it.
     Version(VersionWrite),
 }
@@ -247,6 +257,27 @@ pub struct Version {
     pub since_ms: u64,
     pub running: bool,
     pub banned: Option<String>,
+}
+
+/// Blocks below a consumer's cursor that an edit of a watch set reaches back to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CatchUp {
+    pub edit: EditId,
+    pub set: SetName,
+    pub first: u64,
+    pub last: u64,
+    /// What was said of blocks below this is not said again.
+    pub said: u64,
+}
+
+/// One row of the watch sets, as they are read back: sets first, then where edits begin, then members.
+#[derive(Clone, Copy, Debug)]
+pub enum Watched<'a> {
+    Set(&'a SetName),
+    Edit(EditId),
+    Begin(EditId, ChainId, u64),
+    /// Until the edit that removed it.
+    Member(&'a SetName, Member, EditId, Option<EditId>),
 }
 
 /// What a commit gave.
@@ -340,6 +371,12 @@ pub trait Journal: Send + Sync + 'static {
     fn dead(&self, filter: &DeadFilter, after: i64, limit: usize) -> Result<Vec<DeadLetter>, JournalError>;
     /// Entries of a track after an offset.
     fn backlog(&self, track: TrackId, after: u64) -> Result<u64, JournalError>;
+
+    /// Every watch set, edit and membership.
+    fn watched(&self, each: &mut dyn FnMut(Watched<'_>)) -> Result<(), JournalError>;
+    /// Members of a set after one, in the order of their bytes.
+    fn members(&self, set: &SetName, after: Option<&Member>, limit: usize) -> Result<Vec<Member>, JournalError>;
+    fn catch_ups(&self, consumer: ConsumerId) -> Result<Vec<CatchUp>, JournalError>;
 
     /// Newest first.
     fn versions(&self, plugin: &PluginName) -> Result<Vec<Version>, JournalError>;

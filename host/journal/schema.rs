@@ -4,7 +4,8 @@
 pub const APPLICATION_ID: i64 = 0x4357_4A49;
 
 /// `PRAGMA user_version` counts the steps that a file has behind it.
-pub const MIGRATIONS: &[&str] = &[r"
+pub const MIGRATIONS: &[&str] = &[
+    r"
 PRAGMA application_id = 1129794121;
 
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -74,4 +75,23 @@ CREATE TABLE version (
   plugin TEXT NOT NULL, digest BLOB NOT NULL, version TEXT NOT NULL, file TEXT NOT NULL, since_ms INTEGER NOT NULL,
   running INTEGER NOT NULL, banned TEXT, PRIMARY KEY (plugin, digest)
 ) WITHOUT ROWID;
-"];
+",
+    r"
+-- Watch sets. An edit holds from a block on, which may differ from chain to chain; chains that it does not name have it
+-- from their beginning. `until` is the edit that removed a member.
+CREATE TABLE watch_set (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE watch_edit (id INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL);
+CREATE TABLE watch_begin (edit INTEGER NOT NULL, chain INTEGER NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (edit, chain)) WITHOUT ROWID;
+CREATE TABLE watch_member (
+  watch_set INTEGER NOT NULL, member BLOB NOT NULL, since INTEGER NOT NULL, until INTEGER,
+  PRIMARY KEY (watch_set, member, since)
+) WITHOUT ROWID;
+-- Blocks that a consumer had passed when an edit reached back to them: it is shown what they hold for that edit alone.
+-- What was said of blocks below `said` is not said again; how far its state has come is part of its state.
+CREATE TABLE catch_up (
+  consumer INTEGER NOT NULL, edit INTEGER NOT NULL, watch_set TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
+  said INTEGER NOT NULL,
+  PRIMARY KEY (consumer, edit)
+) WITHOUT ROWID;
+",
+];

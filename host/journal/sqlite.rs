@@ -18,12 +18,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::schema::{APPLICATION_ID, MIGRATIONS};
 use super::write::{apply, op_from};
 use super::{
-    Committed, Consumer, ConsumerId, DeadFilter, DeadLetter, Entry, Journal, JournalError, JournalSize, Marks, Parked,
-    Retracted, TrackId, TrackInfo, Version, Write,
+    CatchUp, Committed, Consumer, ConsumerId, DeadFilter, DeadLetter, Entry, Journal, JournalError, JournalSize, Marks,
+    Parked, Retracted, TrackId, TrackInfo, Version, Watched, Write,
 };
 use crate::model::{
-    BlockRef, ChainId, ContentType, DeliveryId, EmissionId, EventPosition, OutputName, PluginName, StreamId,
-    StreamName, StreamSpec,
+    BlockRef, ChainId, ContentType, DeliveryId, EditId, EmissionId, EventPosition, Member, OutputName, PluginName,
+    SetName, StreamId, StreamName, StreamSpec,
 };
 use crate::telemetry;
 
@@ -105,6 +105,15 @@ pub(super) fn block_ref(r: &Row<'_>, chain: ChainId, at: usize) -> rusqlite::Res
         parent: hash_at(r, at + 2)?,
         time: r.get(at + 3)?,
     })
+}
+
+fn member(r: &Row<'_>, at: usize) -> rusqlite::Result<Member> {
+    let bytes = r.get_ref(at)?.as_blob()?;
+    Member::from_slice(bytes).ok_or(rusqlite::Error::FromSqlConversionFailure(
+        at,
+        rusqlite::types::Type::Blob,
+        "a member of a watch set has neither 20 nor 32 bytes".into(),
+    ))
 }
 
 /// A name that was checked before it was written.
@@ -688,6 +697,63 @@ impl Journal for SqliteJournal {
         self.read(|db| {
             db.prepare_cached("SELECT count(*) FROM entry WHERE track = ?1 AND offset > ?2")?
                 .query_row(params![track.0, after], |r| r.get(0))
+        })
+    }
+
+    fn watched(&self, each: &mut dyn FnMut(Watched<'_>)) -> Result<()> {
+        self.read(|db| {
+            let mut sets: Vec<(i64, SetName)> = Vec::new();
+            let mut rows = db.prepare_cached("SELECT id, name FROM watch_set ORDER BY id")?;
+            for row in rows.query_map([], |r| Ok((r.get(0)?, name(r, 1)?)))? {
+                let (id, set) = row?;
+                each(Watched::Set(&set));
+                sets.push((id, set));
+            }
+            let mut edits = db.prepare_cached("SELECT id FROM watch_edit ORDER BY id")?;
+            for edit in edits.query_map([], |r| r.get(0))? {
+                each(Watched::Edit(EditId(edit?)));
+            }
+            let mut begins = db.prepare_cached("SELECT edit, chain, number FROM watch_begin")?;
+            let begin = |r: &Row<'_>| Ok((EditId(r.get(0)?), ChainId(r.get::<_, i64>(1)? as u64), r.get(2)?));
+            for row in begins.query_map([], begin)? {
+                let (edit, chain, number) = row?;
+                each(Watched::Begin(edit, chain, number));
+            }
+            for (id, set) in &sets {
+                let mut members =
+                    db.prepare_cached("SELECT member, since, until FROM watch_member WHERE watch_set = ?1")?;
+                let mut rows = members.query([id])?;
+                while let Some(r) = rows.next()? {
+                    let member = member(r, 0)?;
+                    each(Watched::Member(set, member, EditId(r.get(1)?), r.get::<_, Option<u32>>(2)?.map(EditId)));
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn members(&self, set: &SetName, after: Option<&Member>, limit: usize) -> Result<Vec<Member>> {
+        let after = after.map_or(&[][..], Member::as_slice);
+        self.read(|db| {
+            db.prepare_cached(
+                "SELECT member FROM watch_member WHERE watch_set = (SELECT id FROM watch_set WHERE name = ?1)
+                 AND member > ?2 AND until IS NULL ORDER BY member LIMIT ?3",
+            )?
+            .query_map(params![set.as_str(), after, limit], |r| member(r, 0))?
+            .collect()
+        })
+    }
+
+    fn catch_ups(&self, consumer: ConsumerId) -> Result<Vec<CatchUp>> {
+        self.read(|db| {
+            db.prepare_cached(
+                "SELECT edit, first, last, said, watch_set FROM catch_up WHERE consumer = ?1 ORDER BY edit",
+            )?
+            .query_map([consumer.0], |r| {
+                let (first, last, said) = (r.get(1)?, r.get(2)?, r.get(3)?);
+                Ok(CatchUp { edit: EditId(r.get(0)?), set: name(r, 4)?, first, last, said })
+            })?
+            .collect()
         })
     }
 

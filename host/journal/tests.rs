@@ -81,6 +81,8 @@ fn process(at: BlockRef, state: &State, tracks: &[TrackId], incarnation: u32) ->
         from: None,
         cursor: at,
         undo: true,
+        aside: false,
+        said: None,
         safe: 0,
         finalized: 0,
         state_version: 1,

@@ -5,7 +5,7 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
 use super::sqlite::{blob, block_ref, moved, now_ms, position_code, to_json};
 use super::{Committed, ConsumerId, JournalError, LaneWrite, NewEntry, Step, TrackId, VersionWrite, Write};
-use crate::model::{BlockRef, ChainId, Op, PluginName, StreamId, StreamSpec};
+use crate::model::{BlockRef, ChainId, Edit, Op, PluginName, StreamId, StreamSpec};
 
 type Result<T> = std::result::Result<T, JournalError>;
 
@@ -28,6 +28,7 @@ pub fn apply(db: &Connection, last_offset: &mut u64, write: &Write) -> Result<Co
             }
         }
         Write::Version(write) => version(db, write)?,
+        Write::Watch { edit, catch_up } => watch(db, edit, catch_up)?,
     }
     done.last_offset = *last_offset;
     Ok(done)
@@ -94,6 +95,7 @@ fn expect_cursor(found: &Option<BlockRef>, expected: &Option<BlockRef>) -> Resul
 /// A step goes up, except one that only moves marks. SQLite's integers end at 2^63 - 1.
 fn expect_forward(s: &Step, empty: bool) -> Result<()> {
     if let Some(from) = &s.from
+        && !s.aside
         && (s.cursor.number < from.number || s.cursor.number == from.number && (!empty || s.cursor.hash != from.hash))
     {
         return Err(moved(format!("a step from {from} cannot end at {}", s.cursor)));
@@ -115,7 +117,31 @@ fn step(db: &Connection, last_offset: &mut u64, s: &Step) -> Result<()> {
 
     let first_offset = *last_offset + 1;
     insert_entries(db, last_offset, &s.entries)?;
-    if s.undo && !empty {
+    if s.aside {
+        let stays = s.from.as_ref().is_some_and(|from| *from == s.cursor);
+        if !stays || s.entries.iter().any(|e| e.block.number > s.cursor.number) {
+            return Err(moved(format!("a step aside of {} cannot move the cursor or pass it", s.cursor)));
+        }
+        if s.undo && !s.state.is_empty() {
+            // The block may have a step of its own already: what is undone is undone once.
+            db.prepare_cached("INSERT OR IGNORE INTO step VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7)")?.execute(
+                params![
+                    id,
+                    s.cursor.number,
+                    blob(&s.cursor.hash),
+                    blob(&s.cursor.parent),
+                    s.cursor.time,
+                    first_offset,
+                    before.peak
+                ],
+            )?;
+            keep_undo(db, s)?;
+        }
+        if let Some((edit, said)) = s.said {
+            db.prepare_cached("UPDATE catch_up SET said = max(said, ?3) WHERE consumer = ?1 AND edit = ?2")?
+                .execute(params![id, edit.0, said])?;
+        }
+    } else if s.undo && !empty {
         db.prepare_cached("INSERT INTO step VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?2)")?.execute(params![
             id,
             s.cursor.number,
@@ -125,12 +151,7 @@ fn step(db: &Connection, last_offset: &mut u64, s: &Step) -> Result<()> {
             first_offset,
             s.entries.len()
         ])?;
-        let mut keep = db.prepare_cached(
-            "INSERT OR IGNORE INTO undo VALUES (?1, ?2, ?3, (SELECT value FROM state WHERE consumer = ?1 AND key = ?3))",
-        )?;
-        for (key, _) in &s.state {
-            keep.execute(params![id, s.cursor.number, key])?;
-        }
+        keep_undo(db, s)?;
     }
     let mut set = set_state(db)?;
     let mut delete = delete_state(db)?;
@@ -169,6 +190,43 @@ fn step(db: &Connection, last_offset: &mut u64, s: &Step) -> Result<()> {
         finalized,
         s.state_version
     ])?;
+    Ok(())
+}
+
+/// What the step's state replaces, as it was before the block.
+fn keep_undo(db: &Connection, s: &Step) -> Result<()> {
+    let mut keep = db.prepare_cached(
+        "INSERT OR IGNORE INTO undo VALUES (?1, ?2, ?3, (SELECT value FROM state WHERE consumer = ?1 AND key = ?3))",
+    )?;
+    for (key, _) in &s.state {
+        keep.execute(params![s.consumer.0, s.cursor.number, key])?;
+    }
+    Ok(())
+}
+
+fn watch(db: &Connection, edit: &Edit, catch_up: &[(ConsumerId, u64, u64)]) -> Result<()> {
+    let id = edit.id.0;
+    db.prepare_cached("INSERT OR IGNORE INTO watch_set (name) VALUES (?1)")?.execute([edit.set.as_str()])?;
+    let set: i64 =
+        db.prepare_cached("SELECT id FROM watch_set WHERE name = ?1")?.query_row([edit.set.as_str()], |r| r.get(0))?;
+    db.prepare_cached("INSERT INTO watch_edit VALUES (?1, ?2)")?.execute(params![id, now_ms()])?;
+    let mut begin = db.prepare_cached("INSERT INTO watch_begin VALUES (?1, ?2, ?3)")?;
+    for (chain, number) in &edit.begins {
+        begin.execute(params![id, chain.0 as i64, number])?;
+    }
+    let mut add = db.prepare_cached("INSERT INTO watch_member VALUES (?1, ?2, ?3, NULL)")?;
+    for member in &edit.add {
+        add.execute(params![set, member.as_slice(), id])?;
+    }
+    let mut remove =
+        db.prepare_cached("UPDATE watch_member SET until = ?3 WHERE watch_set = ?1 AND member = ?2 AND until IS NULL")?;
+    for member in &edit.remove {
+        remove.execute(params![set, member.as_slice(), id])?;
+    }
+    let mut back = db.prepare_cached("INSERT INTO catch_up VALUES (?1, ?2, ?3, ?4, ?5, ?4)")?;
+    for (consumer, first, last) in catch_up {
+        back.execute(params![consumer.0, id, edit.set.as_str(), first, last])?;
+    }
     Ok(())
 }
 
@@ -272,6 +330,9 @@ fn undo(db: &Connection, last_offset: &mut u64, id: ConsumerId, from: &BlockRef,
                 .execute(params![id.0, number])?;
         }
     }
+    // Blocks that come anew are shown with every edit there was.
+    db.prepare_cached("UPDATE catch_up SET last = ?2 WHERE consumer = ?1 AND last > ?2")?
+        .execute(params![id.0, to.number])?;
     // What stays remembers how deep it was: a lane may have delivered it then. What comes anew on another
     // branch has not been that deep, and nothing there is safe yet.
     db.prepare_cached("UPDATE step SET peak = max(peak, ?2) WHERE consumer = ?1")?

@@ -176,6 +176,8 @@ impl House {
             from,
             cursor: at,
             undo: true,
+            aside: false,
+            said: None,
             safe,
             finalized: 0,
             state_version: 1,

@@ -26,6 +26,8 @@ pub enum Place {
     Sender,
     /// Transactions and transfers: who received. Creations: the new contract.
     Receiver,
+    /// Transactions: the hash. Only sets name it.
+    Hash,
 }
 
 impl Place {
@@ -36,6 +38,7 @@ impl Place {
             Self::Topic(n) => 1 + n,
             Self::Sender => 5,
             Self::Receiver => 6,
+            Self::Hash => 7,
         }
     }
 }

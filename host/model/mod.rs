@@ -9,6 +9,7 @@ mod emission;
 mod ids;
 mod manifest;
 mod status;
+mod watch;
 
 pub use block::{Block, BlockRef, BlockUpdate, EventPosition, Header, How, Log, Transaction, Transfer, Wanted};
 pub use emission::{ContentType, Delivery, Emission, Op, Outcome, When};
@@ -17,3 +18,4 @@ pub use manifest::{Child, EventKind, Factory, Manifest, Place, StreamSpec, Subsc
 pub use status::{
     BlockStatus, ChainStatus, ConsumerStatus, JournalStatus, OutputStatus, PluginStatus, RefusedFile, Status,
 };
+pub use watch::{Edit, EditId, Member};

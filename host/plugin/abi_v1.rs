@@ -457,6 +457,7 @@ fn subscription(said: processor::Subscription) -> Result<Subscription, String> {
             processor::Place::Topic3 => Place::Topic(3),
             processor::Place::Sender => Place::Sender,
             processor::Place::Receiver => Place::Receiver,
+            processor::Place::Hash => Place::Hash,
         };
         Ok((place, SetName::new(&shown(&set.name)).map_err(|e| format!("set: {e}"))?))
     });
@@ -487,6 +488,9 @@ fn subscription(said: processor::Subscription) -> Result<Subscription, String> {
     }
     if of_moves && matches!(kind, EventKind::Log | EventKind::Block) {
         return Err("senders and receivers are conditions on transactions, transfers and creations".into());
+    }
+    if s.has_set(Place::Hash) && kind != EventKind::Transaction {
+        return Err("a set of hashes is a condition on transactions".into());
     }
     if s.success.is_some() && kind != EventKind::Transaction {
         return Err("success is a condition on transactions: transfers and creations are those that took effect".into());

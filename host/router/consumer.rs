@@ -8,12 +8,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::catch_up::{self, CatchUp};
 use super::next::{Next, Place, next};
 use super::work::{self, Desk, Done, Failed, Kit};
 use super::{Router, Worked};
+use crate::chain::Follower;
 use crate::index::SubscriberId;
 use crate::journal::{ConsumerId, TrackId};
-use crate::model::{Factory, PluginName, StreamId};
+use crate::model::{Factory, PluginName, SetName, StreamId};
 use crate::telemetry;
 
 /// After a fault: 1 s, then longer, then each minute.
@@ -33,6 +35,9 @@ pub struct Consumer {
     pub tracks: Arc<Vec<(TrackId, StreamId)>>,
     pub kit: Kit,
     pub factories: Arc<Vec<Factory>>,
+    pub sets: Arc<Vec<SetName>>,
+    /// Edits that reach back, which the journal may not show yet.
+    pub edits: Vec<CatchUp>,
     pub busy: bool,
     pub failures: u32,
     pub retry_at: Option<Instant>,
@@ -57,7 +62,8 @@ impl Router {
     }
 
     pub(super) fn dispatch_if_free(&mut self, plugin: &PluginName, chain: &str) {
-        if self.stopping || self.fatal.is_some() {
+        // An edit of a watch set that reaches back is done between steps.
+        if self.stopping || self.fatal.is_some() || !self.edits.is_empty() {
             return;
         }
         if let Some((since, _)) = &self.full {
@@ -107,8 +113,14 @@ impl Router {
         if consumer.retry_at.is_some_and(|at| Instant::now() < at) && !taking_back {
             return;
         }
+        let aside = begun
+            && full_output.is_none()
+            && next != Some(Next::Undo)
+            && consumer.kit.is_ready()
+            && catches_up(consumer, &next, path);
+        let prepare = begun && !consumer.kit.is_ready() && !matches!(next, Some(Next::Verify | Next::Undo));
         match next {
-            Some(Next::Wait) => return,
+            Some(Next::Wait) if !aside && !prepare => return,
             Some(Next::Live(_) | Next::Range { .. }) if full_output.is_some() => {
                 if let (Some(why), None) = (&full_output, &consumer.why) {
                     tracing::warn!(plugin = %plugin_name, chain = chain_name, why, "pauses until there is room");
@@ -127,6 +139,7 @@ impl Router {
             consumer: consumer.id,
             subscriber: consumer.subscriber,
             factories: consumer.factories.clone(),
+            sets: consumer.sets.clone(),
             state_version: plugin.candidate.manifest.state_version,
             tracks: consumer.tracks.clone(),
             turns: self.turns.clone(),
@@ -142,7 +155,7 @@ impl Router {
             }
         }
         let start = plugin.candidate.settings.start.unwrap_or(chain.config.start);
-        let (cursor, path) = (consumer.place.cursor, path.clone());
+        let (cursor, begin, path) = (consumer.place.cursor, consumer.place.begin, path.clone());
         let (safe, finalized) = (desk.safe, desk.finalized);
         let (plugin, chain) = (plugin_name.clone(), chain_name.to_owned());
         consumer.busy = true;
@@ -150,6 +163,8 @@ impl Router {
         self.jobs.spawn(async move {
             let back = matches!(next, Some(Next::Verify | Next::Undo));
             let result = match (next, cursor) {
+                _ if prepare => work::prepare(&desk, &mut kit, cursor, begin, &path).await,
+                (_, Some(cursor)) if aside => catch_up::step(&desk, &mut kit, cursor).await,
                 (None, _) => work::find_start(&desk, start, path.tip()).await,
                 (Some(Next::Range { from, to }), _) => work::range(&desk, &mut kit, cursor, from, to).await,
                 (Some(Next::Live(at)), _) => work::live(&desk, &mut kit, cursor, at).await,
@@ -158,9 +173,10 @@ impl Router {
                 (Some(Next::Mark), Some(cursor)) => work::mark(&desk, Some(cursor), cursor).await,
                 (Some(Next::Verify | Next::Undo | Next::Mark | Next::Wait), _) => Ok(Done::default()),
             };
-            if back {
+            // A cursor that was confirmed is where it was.
+            if back && !matches!(&result, Ok(done) if done.verified) {
                 // Walked back, what the blocks above had made is not there any more.
-                kit.children = None;
+                kit.forget();
             }
             Worked { plugin, chain, kit, result, safe, finalized }
         });
@@ -174,6 +190,7 @@ impl Router {
         consumer.busy = false;
         consumer.kit = kit;
         let mut roll_back = None;
+        consumer.take_edits(matches!(&result, Ok(done) if done.cursor.is_some() && !done.verified));
         match result {
             Ok(done) => {
                 if let Some(begin) = done.begin {
@@ -192,10 +209,12 @@ impl Router {
                     consumer.place.verified = done.verified;
                     consumer.begun = true;
                 }
-                if consumer.faulted {
-                    tracing::info!(plugin = %name, chain, "goes on");
+                if !done.only_prepared {
+                    if consumer.faulted {
+                        tracing::info!(plugin = %name, chain, "goes on");
+                    }
+                    (consumer.failures, consumer.faulted, consumer.why) = (0, false, None);
                 }
-                (consumer.failures, consumer.faulted, consumer.why) = (0, false, None);
                 consumer.events += done.events;
                 consumer.emissions += done.emissions;
                 if done.events > 0 {
@@ -254,8 +273,34 @@ impl Router {
             Err(Failed::Halt { why }) => self.fatal = Some(why),
         }
         self.swap_if_idle(&name);
+        self.edit_if_quiet();
         if let Some(why) = roll_back {
             self.roll_back(&name, &why, None);
         }
     }
+}
+
+impl Consumer {
+    /// Adds edits to what was read from the journal. Where it was walked back, the journal has them, up to there.
+    pub fn take_edits(&mut self, moved: bool) {
+        match &mut self.kit.catch_ups {
+            Some(known) => {
+                for edit in self.edits.drain(..) {
+                    if !known.iter().any(|k| k.edit == edit.edit) {
+                        known.push(edit);
+                    }
+                }
+            }
+            None if moved => self.edits.clear(),
+            None => {}
+        }
+    }
+}
+
+/// Old blocks are shown while there is nothing else to do, and between many other steps.
+fn catches_up(consumer: &Consumer, next: &Option<Next>, path: &Follower) -> bool {
+    const STEPS_BETWEEN: u32 = 16;
+    let first = consumer.kit.catch_ups.as_ref().and_then(|all| all.first());
+    let can = first.is_some_and(|first| first.next <= path.finalized().number);
+    can && !consumer.faulted && (matches!(next, Some(Next::Wait | Next::Mark)) || consumer.kit.steps >= STEPS_BETWEEN)
 }

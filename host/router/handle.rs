@@ -1,11 +1,13 @@
 //! What the outside may ask of a running process: the commands, each answered once.
 
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::edits::{Change, Edited, Reply};
+use crate::index::watch::Sets;
 use crate::journal::Journal;
-use crate::model::{OutputName, PluginName, Status};
+use crate::model::{OutputName, PluginName, SetName, Status};
 
 /// A command's answer: what was done, or why not and what to do next. Both are for a person.
 pub type Answer = Result<String, String>;
@@ -22,6 +24,8 @@ pub enum Command {
     Dead { ids: Vec<i64>, again: bool },
     /// A stopped or parked output tries at once.
     Resume { output: OutputName },
+    /// Changes a watch set. The reply has what was done; the answer is empty.
+    Watch { set: SetName, change: Change, reply: Reply },
     /// A chain that halted on a reorg below its finalized block accepts the provider's chain as it is now.
     AcceptReorg { chain: String },
 }
@@ -31,6 +35,7 @@ pub enum Command {
 pub struct Handle {
     pub(crate) commands: mpsc::Sender<(Command, oneshot::Sender<Answer>)>,
     pub status: watch::Receiver<Arc<Status>>,
+    pub sets: Arc<RwLock<Sets>>,
     pub journal: Arc<dyn Journal>,
 }
 
@@ -40,5 +45,12 @@ impl Handle {
         let (answer, receive) = oneshot::channel();
         self.commands.send((command, answer)).await.map_err(|_| stopped())?;
         receive.await.map_err(|_| stopped())?
+    }
+
+    /// Changes a watch set; durable when it returns.
+    pub async fn edit(&self, set: SetName, change: Change) -> Result<Edited, String> {
+        let (reply, receive) = oneshot::channel();
+        self.ask(Command::Watch { set, change, reply }).await?;
+        receive.await.map_err(|_| "the process is stopping; ask again when it runs".to_owned())?
     }
 }

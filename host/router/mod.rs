@@ -13,7 +13,9 @@
 //! durable. Lanes read the journal by themselves and need the router only to learn of new tracks.
 
 mod blocks;
+mod catch_up;
 mod consumer;
+pub mod edits;
 mod follow;
 pub mod handle;
 mod load;
@@ -155,8 +157,12 @@ pub async fn start_with(config: Config, given: BTreeMap<String, Arc<dyn Source>>
     let (commands, asked) = mpsc::channel(64);
     let (picture, status) = watch::channel(Arc::new(Status::default()));
     let (stop, stopped) = watch::channel(false);
-    let handle = Handle { commands, status, journal: journal.clone() };
+    let reading = journal.clone();
+    let sets = tokio::task::spawn_blocking(move || edits::load(&*reading)).await;
+    let sets = Arc::new(RwLock::new(sets.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?));
+    let handle = Handle { commands, status, sets: sets.clone(), journal: journal.clone() };
     let mut router = Router::new(config, journal, engine, picture);
+    router.sets = sets;
     router.given = given;
     router.open_lanes().await?;
     // Whoever asks at once is told what there is, if not yet how it is.
@@ -194,6 +200,8 @@ struct Router {
     generation: u64,
     /// The watch sets, as matching reads them.
     sets: Arc<RwLock<Sets>>,
+    /// While there are any, no step begins.
+    edits: self::edits::Waiting,
     /// The disk is full: since when, and why.
     full: Option<(Instant, String)>,
     fatal: Option<String>,
@@ -253,6 +261,7 @@ impl Router {
             next_subscriber: 0,
             generation: 0,
             sets: Arc::default(),
+            edits: Default::default(),
             full: None,
             fatal: None,
             stopping: false,
@@ -544,6 +553,10 @@ impl Router {
 
     fn asked(&mut self, command: Command, answer: oneshot::Sender<Answer>) {
         let said = match command {
+            Command::Watch { set, change, reply } => {
+                self.edit(set, change, reply);
+                Ok(String::new())
+            }
             Command::Rollback { plugin } => return self.roll_back(&plugin, "a person asked for it", Some(answer)),
             Command::Upgrade { plugin } => return self.upgrade(&plugin, answer),
             Command::Retry { plugin } => match self.plugins.get_mut(&plugin) {

@@ -250,15 +250,16 @@ impl Router {
         }
         for new in consumers {
             let tracks = Arc::new(new.tracks);
-            let here = plugin.candidate.manifest.subscriptions.iter().filter(|s| s.on(new.row.chain));
-            let factories = Arc::new(here.filter_map(|s| s.factory.clone()).collect::<Vec<_>>());
+            let here = || plugin.candidate.manifest.subscriptions.iter().filter(|s| s.on(new.row.chain));
+            let factories = Arc::new(here().filter_map(|s| s.factory.clone()).collect::<Vec<_>>());
+            let sets = Arc::new(here().flat_map(|s| &s.sets).map(|(_, set)| set.clone()).collect::<Vec<_>>());
             match plugin.consumers.get_mut(&new.chain_name) {
                 Some(consumer) => {
                     consumer.tracks = tracks;
                     if changed {
                         // Another version may have other factories.
-                        consumer.kit = Kit { worker: Some(new.worker), children: None };
-                        consumer.factories = factories;
+                        consumer.kit = Kit::of(new.worker);
+                        (consumer.factories, consumer.sets) = (factories, sets);
                         (consumer.failures, consumer.retry_at, consumer.stuck) = (0, None, None);
                     }
                 }
@@ -277,8 +278,10 @@ impl Router {
                         begun: place.cursor.is_some(),
                         place,
                         tracks,
-                        kit: Kit { worker: Some(new.worker), children: None },
+                        kit: Kit::of(new.worker),
                         factories,
+                        sets,
+                        edits: vec![],
                         busy: false,
                         failures: 0,
                         retry_at: None,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures::TryFutureExt;
 
 use super::blocks::{Blocks, Plan};
+use super::catch_up::{self, CatchUp};
 use super::turns::{Class, Turns};
 use super::{made, payload};
 use crate::chain::Follower;
@@ -14,7 +15,9 @@ use crate::config::Start;
 use crate::index::children::Children;
 use crate::index::{Event, Matched, SubscriberId};
 use crate::journal::{self, ConsumerId, Journal, JournalError, NewEntry, PoisonEvent, TrackId, Write};
-use crate::model::{BlockRef, ChainId, ContentType, EmissionId, EventPosition, Factory, StreamId, batch};
+use crate::model::{
+    BlockRef, ChainId, ContentType, EditId, EmissionId, EventPosition, Factory, SetName, StreamId, batch,
+};
 use crate::plugin::step::Worker;
 use crate::plugin::{BlockEvents, HOST_KEYS, StateRead, StepError, StepOutput};
 use crate::source::{ReadError, Source};
@@ -34,6 +37,7 @@ pub struct Desk {
     pub subscriber: SubscriberId,
     /// Of its subscriptions on this chain.
     pub factories: Arc<Vec<Factory>>,
+    pub sets: Arc<Vec<SetName>>,
     pub state_version: u32,
     /// In the order of the manifest's streams.
     pub tracks: Arc<Vec<(TrackId, StreamId)>>,
@@ -60,6 +64,8 @@ pub struct Done {
     pub poison: u64,
     /// The consumer begins here, where it has no cursor.
     pub begin: Option<u64>,
+    /// Nothing was shown to the plugin, nor tried.
+    pub only_prepared: bool,
 }
 
 /// Why a job did not do it, named by what to do about it. Nothing was kept.
@@ -175,11 +181,61 @@ pub struct Kit {
     pub worker: Option<Worker>,
     /// What its factories made, as of its cursor. `None`: to be read from the journal.
     pub children: Option<Children>,
+    /// What edits of watch sets reach back to and it was not shown yet. `None`: to be read from the journal.
+    pub catch_ups: Option<Vec<CatchUp>>,
+    /// State that was learned before there was a cursor: for the first step.
+    first: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    /// Steps since the last one aside.
+    pub steps: u32,
+}
+
+impl Kit {
+    /// All but the worker is to be read anew.
+    pub fn of(worker: Worker) -> Self {
+        Self { worker: Some(worker), ..Self::default() }
+    }
+
+    pub fn forget(&mut self) {
+        (self.children, self.catch_ups) = (None, None);
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.children.is_some() && self.catch_ups.is_some()
+    }
+}
+
+/// Reads what a consumer takes with it, as of its cursor; and what its factories made before it began.
+pub async fn prepare(
+    desk: &Desk,
+    kit: &mut Kit,
+    cursor: Option<BlockRef>,
+    begin: u64,
+    path: &Follower,
+) -> Result<Done, Failed> {
+    let mut children = made::remember(desk)?;
+    let catch_ups = catch_up::left(desk)?;
+    let upto = cursor.map_or(begin.checked_sub(1), |at| Some(at.number));
+    let read = made::read_back(desk, &mut children, upto, path).await?;
+    if !read.is_empty() {
+        let state = made::to_write(&children).chain(made::as_read(read)).collect();
+        match cursor {
+            Some(cursor) => {
+                aside(desk, cursor, StepOutput { state, ..StepOutput::default() }, vec![], &[], None).await?
+            }
+            // Written with the first step.
+            None => kit.first = state,
+        }
+        children.keep();
+    }
+    (kit.children, kit.catch_ups) = (Some(children), Some(catch_ups));
+    Ok(Done { only_prepared: true, ..Done::default() })
 }
 
 /// One block's events for one consumer.
 struct Mine {
     matched: Arc<Matched>,
+    /// The block itself is an event.
+    block: bool,
     /// Into the matched events.
     events: Vec<Event>,
 }
@@ -202,69 +258,138 @@ async fn step(
     undo: bool,
     matched: Vec<Arc<Matched>>,
 ) -> Result<Done, Failed> {
+    let mut children = children_of(desk, kit)?;
+    let done = step_with(desk, kit, &mut children, from, cursor, undo, matched).await;
+    if done.is_err() {
+        // What a failed step learned is learned again.
+        children.unlearn();
+    }
+    kit.children = Some(children);
+    done
+}
+
+async fn step_with(
+    desk: &Desk,
+    kit: &mut Kit,
+    children: &mut Children,
+    from: Option<BlockRef>,
+    cursor: BlockRef,
+    undo: bool,
+    matched: Vec<Arc<Matched>>,
+) -> Result<Done, Failed> {
+    let mut mine = Vec::new();
+    for matched in matched {
+        let events = matched.events_of(desk.subscriber, children);
+        let block = matched.wants_block(desk.subscriber);
+        if block || !events.is_empty() {
+            mine.push(Mine { matched, block, events });
+        }
+    }
+    let class = if undo { Class::Live } else { Class::Range };
+    let (mut output, entries, mine) = run(desk, kit, mine, class).await?;
+    output.state.extend(made::to_write(children));
+    if from.is_none() {
+        output.state.extend(kit.first.iter().cloned());
+    }
+    // A live block may be orphaned and overtaken by finality before the consumer's next turn.
+    let done = Done { cursor: Some(cursor), verified: !undo, ..done(&output, &mine) };
+    commit(desk, from, cursor, undo, output, entries, &mine).await?;
+    children.keep();
+    kit.first.clear();
+    kit.steps += 1;
+    Ok(done)
+}
+
+/// Events of final blocks below the cursor: of each block, what is in the first match and not in the second.
+pub async fn step_aside(
+    desk: &Desk,
+    kit: &mut Kit,
+    cursor: BlockRef,
+    matched: Vec<(Arc<Matched>, Matched)>,
+    state: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    (todo, after): (CatchUp, u64),
+) -> Result<Done, Failed> {
     let subscriber = desk.subscriber;
-    let mut children = match kit.children.take() {
-        Some(children) => children,
+    // What was made later is known as well by now, and has no events here.
+    let mut children = match &kit.children {
+        Some(children) => children.clone(),
         None => made::remember(desk)?,
     };
     let mut mine = Vec::new();
-    for matched in matched {
-        let events = matched.events_of(subscriber, &mut children);
-        if matched.wants_block(subscriber) || !events.is_empty() {
-            mine.push(Mine { matched, events });
+    for (with, without) in matched {
+        let before: Vec<EventPosition> =
+            without.events_of(subscriber, &mut children).iter().map(|event| without.event(event.number).0).collect();
+        let mut events = with.events_of(subscriber, &mut children);
+        events.retain(|event| !before.contains(&with.event(event.number).0));
+        if !events.is_empty() {
+            mine.push(Mine { matched: with, block: false, events });
         }
     }
-    let mine = Arc::new(mine);
-    let events: u64 = mine.iter().map(|m| m.events.len() as u64 + u64::from(m.matched.wants_block(subscriber))).sum();
-    let (mut output, mut entries) = (StepOutput::default(), Vec::new());
-    if events > 0 {
-        let mut class = match (desk.suspect, undo) {
-            (true, _) => Class::Suspect,
-            (false, true) => Class::Live,
-            (false, false) => Class::Range,
-        };
-        let stepped = loop {
-            let Some(mut working) = kit.worker.take() else {
-                return Err(Failed::Halt { why: "a step began without a worker".into() });
-            };
-            let (own, mine) = (desk.clone(), mine.clone());
-            let work = move || {
-                let stepped = call(&own, &mut working, &mine, class);
-                // Here, since a flood of them is work as well.
-                let named = stepped.map(|output| (name_emissions(&own, &output, &mine), output));
-                (working, named)
-            };
-            let panicked = |e| Failed::Again { why: format!("the worker panicked: {e}"), after: None };
-            let (working, stepped) = desk.turns.run(class, work).await.map_err(panicked)?;
-            kit.worker = Some(working);
-            match stepped {
-                Err(StepError::Overrun { .. }) if class != Class::Suspect => class = Class::Suspect,
-                other => break other?,
-            }
-        };
-        (entries, output) = (stepped.0?, stepped.1);
+    let (mut output, mut entries, mine) = run(desk, kit, mine, Class::Range).await?;
+    output.state.extend(state);
+    entries.retain(|entry| entry.block.number >= todo.said);
+    let done = Done { emissions: entries.len() as u64, ..done(&output, &mine) };
+    aside(desk, cursor, output, entries, &mine, Some((todo.edit, after))).await?;
+    kit.steps = 0;
+    Ok(done)
+}
+
+fn children_of(desk: &Desk, kit: &mut Kit) -> Result<Children, Failed> {
+    match kit.children.take() {
+        Some(children) => Ok(children),
+        None => made::remember(desk),
     }
-    output.state.extend(made::to_write(&mut children));
-    let done = Done {
-        cursor: Some(cursor),
-        // A live block may be orphaned and overtaken by finality before the consumer's next turn.
-        verified: !undo,
-        events,
+}
+
+fn done(output: &StepOutput, mine: &[Mine]) -> Done {
+    Done {
+        events: mine.iter().map(|m| m.events.len() as u64 + u64::from(m.block)).sum(),
         emissions: output.emissions.len() as u64,
         calls: output.calls,
         call_time: output.call_time,
         poison: output.poison.len() as u64,
         ..Done::default()
-    };
-    commit(desk, from, cursor, undo, output, entries, &mine).await?;
-    // Only now: what a failed step learned is forgotten.
-    kit.children = Some(children);
-    Ok(done)
+    }
+}
+
+/// Shows events to the plugin, and names what it says.
+async fn run(
+    desk: &Desk,
+    kit: &mut Kit,
+    mine: Vec<Mine>,
+    class: Class,
+) -> Result<(StepOutput, Vec<NewEntry>, Arc<Vec<Mine>>), Failed> {
+    let mine = Arc::new(mine);
+    if mine.is_empty() {
+        return Ok((StepOutput::default(), vec![], mine));
+    }
+    let mut class = if desk.suspect { Class::Suspect } else { class };
+    loop {
+        let Some(mut working) = kit.worker.take() else {
+            return Err(Failed::Halt { why: "a step began without a worker".into() });
+        };
+        let (own, shown) = (desk.clone(), mine.clone());
+        let work = move || {
+            let stepped = call(&own, &mut working, &shown, class);
+            // Here, since a flood of them is work as well.
+            let named = stepped.map(|output| (name_emissions(&own, &output, &shown), output));
+            (working, named)
+        };
+        let panicked = |e| Failed::Again { why: format!("the worker panicked: {e}"), after: None };
+        let (working, stepped) = desk.turns.run(class, work).await.map_err(panicked)?;
+        kit.worker = Some(working);
+        match stepped {
+            Err(StepError::Overrun { .. }) if class != Class::Suspect => class = Class::Suspect,
+            other => {
+                let (entries, output) = other?;
+                return Ok((output, entries?, mine));
+            }
+        }
+    }
 }
 
 /// Who may keep others waiting calls once; a suspect is searched for the event to blame.
 fn call(desk: &Desk, worker: &mut Worker, mine: &[Mine], class: Class) -> Result<StepOutput, StepError> {
-    let subscriber = desk.subscriber;
     // A record is shared by all; whether a factory of the plugin made its contract is not.
     let marked: Vec<Vec<Vec<u8>>> = mine
         .iter()
@@ -285,7 +410,7 @@ fn call(desk: &Desk, worker: &mut Worker, mine: &[Mine], class: Class) -> Result
             BlockEvents {
                 at: m.at(),
                 block_record: m.matched.block_record(),
-                block_subscribed: m.matched.wants_block(subscriber),
+                block_subscribed: m.block,
                 events: events.collect(),
             }
         })
@@ -306,25 +431,43 @@ async fn commit(
     entries: Vec<NewEntry>,
     mine: &[Mine],
 ) -> Result<(), Failed> {
-    let poison = output
-        .poison
-        .into_iter()
-        .map(|p| PoisonEvent { block: mine[p.block].at(), position: p.position, why: p.why })
-        .collect();
-    let step = journal::Step {
+    let step = journal::Step { from, undo, ..written(desk, cursor, output, entries, mine) };
+    desk.journal.commit(Write::Step(step)).await?;
+    Ok(())
+}
+
+/// The cursor stays; what is written is undone with its block.
+async fn aside(
+    desk: &Desk,
+    cursor: BlockRef,
+    output: StepOutput,
+    entries: Vec<NewEntry>,
+    mine: &[Mine],
+    said: Option<(EditId, u64)>,
+) -> Result<(), Failed> {
+    let undo = cursor.number > desk.finalized;
+    let step =
+        journal::Step { from: Some(cursor), undo, aside: true, said, ..written(desk, cursor, output, entries, mine) };
+    desk.journal.commit(Write::Step(step)).await?;
+    Ok(())
+}
+
+fn written(desk: &Desk, cursor: BlockRef, output: StepOutput, entries: Vec<NewEntry>, mine: &[Mine]) -> journal::Step {
+    let poison = output.poison.into_iter();
+    journal::Step {
         consumer: desk.consumer,
-        from,
+        from: None,
         cursor,
-        undo,
+        undo: false,
+        aside: false,
+        said: None,
         safe: desk.safe,
         finalized: desk.finalized,
         state_version: desk.state_version,
         state: output.state,
         entries,
-        poison,
-    };
-    desk.journal.commit(Write::Step(step)).await?;
-    Ok(())
+        poison: poison.map(|p| PoisonEvent { block: mine[p.block].at(), position: p.position, why: p.why }).collect(),
+    }
 }
 
 /// Gives emissions their ids, and writes the payloads that plugins left to the host.

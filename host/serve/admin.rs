@@ -37,14 +37,25 @@ struct Ids {
 }
 
 async fn body<T: DeserializeOwned>(body: Body, takes: &str) -> Result<T, Problem> {
-    let read = tokio::time::timeout(BODY_READ, axum::body::to_bytes(body, BODY_BYTES)).await;
+    body_of(body, BODY_BYTES, takes).await
+}
+
+pub(super) async fn body_of<T: DeserializeOwned>(body: Body, most: usize, takes: &str) -> Result<T, Problem> {
+    // 64 KiB in 10 s, and as much in each further one.
+    let within = BODY_READ * u32::try_from(most / BODY_BYTES).unwrap_or(1).clamp(1, 30);
+    let read = tokio::time::timeout(within, axum::body::to_bytes(body, most)).await;
     let bytes = match read {
         Ok(Ok(bytes)) => bytes,
         Ok(Err(error)) => {
-            let why = format!("the body cannot be read ({error}); it may have {BODY_BYTES} bytes");
+            let why = format!("the body cannot be read ({error}); it may have {most} bytes");
             return Err(Problem(StatusCode::PAYLOAD_TOO_LARGE, why));
         }
-        Err(_) => return Err(Problem(StatusCode::REQUEST_TIMEOUT, "the body did not come within 10 s".into())),
+        Err(_) => {
+            return Err(Problem(
+                StatusCode::REQUEST_TIMEOUT,
+                format!("the body did not come within {} s", within.as_secs()),
+            ));
+        }
     };
     let json = if bytes.trim_ascii().is_empty() { b"{}" } else { &bytes[..] };
     serde_json::from_slice(json).map_err(|e| Problem::bad(format!("the body is not what this takes, {takes}: {e}")))
@@ -57,7 +68,7 @@ async fn ask(app: &App, command: Command) -> Result<Response, Problem> {
     }
 }
 
-fn name<T>(text: &str, new: impl FnOnce(&str) -> Result<T, NameError>) -> Result<T, Problem> {
+pub(super) fn name<T>(text: &str, new: impl FnOnce(&str) -> Result<T, NameError>) -> Result<T, Problem> {
     new(text).map_err(|e| Problem(StatusCode::NOT_FOUND, e.to_string()))
 }
 

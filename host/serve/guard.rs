@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::{BODY_BYTES, Problem};
+use super::{BODY_BYTES, Problem, SET_BODY_BYTES};
 
 pub(super) async fn check(request: Request, next: Next) -> Response {
     let mut response = match refuse(&request) {
@@ -59,12 +59,13 @@ fn refuse(request: &Request) -> Option<Problem> {
         .and_then(|t| t.split(';').next())
         .is_some_and(|t| t.trim().eq_ignore_ascii_case("application/json"));
     if !is_json {
-        let why = "a POST needs the header content-type: application/json, also where it has no body";
+        let why = "a POST or PUT needs the header content-type: application/json, also where it has no body";
         return Some(Problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, why.into()));
     }
     let length = only(headers, header::CONTENT_LENGTH).and_then(|l| l.parse::<usize>().ok());
-    if length.is_some_and(|l| l > BODY_BYTES) {
-        return Some(Problem(StatusCode::PAYLOAD_TOO_LARGE, format!("a body has at most {BODY_BYTES} bytes")));
+    let most = if request.uri().path().starts_with("/sets/") { SET_BODY_BYTES } else { BODY_BYTES };
+    if length.is_some_and(|l| l > most) {
+        return Some(Problem(StatusCode::PAYLOAD_TOO_LARGE, format!("a body has at most {most} bytes")));
     }
     None
 }

@@ -14,6 +14,7 @@ mod guard;
 mod merge;
 mod page;
 mod params;
+mod sets;
 #[cfg(test)]
 mod tests;
 
@@ -50,6 +51,8 @@ const HEAD_READ: Duration = Duration::from_secs(20);
 /// What requests have from the stop on; `run` as a whole is to end within 10 s.
 const DRAIN: Duration = Duration::from_secs(5);
 const BODY_BYTES: usize = 64 * 1024;
+/// A change of a watch set: a million members.
+const SET_BODY_BYTES: usize = 64 * 1024 * 1024;
 const BUFFER_BYTES: usize = 64 * 1024;
 
 #[derive(Clone)]
@@ -160,6 +163,8 @@ fn routes(app: App) -> Router {
         .route("/plugins/{name}/upgrade", post(admin::upgrade))
         .route("/outputs/{name}/resume", post(admin::resume))
         .route("/chains/{name}/accept-reorg", post(admin::accept_reorg))
+        .route("/sets", get(sets::list))
+        .route("/sets/{name}", get(sets::show).post(sets::edit).put(sets::replace))
         .route("/dead", get(admin::dead_list))
         .route("/dead/{id}", get(admin::dead_show))
         .route("/dead/retry", post(admin::dead_retry))

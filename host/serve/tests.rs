@@ -144,6 +144,15 @@ impl Journal for Memory {
     fn backlog(&self, _: TrackId, _: u64) -> Read<u64> {
         unreachable!()
     }
+    fn watched(&self, _: &mut dyn FnMut(crate::journal::Watched<'_>)) -> Result<(), JournalError> {
+        Ok(())
+    }
+    fn members(&self, _: &SetName, _: Option<&Member>, _: usize) -> Result<Vec<Member>, JournalError> {
+        Ok(vec![])
+    }
+    fn catch_ups(&self, _: ConsumerId) -> Result<Vec<crate::journal::CatchUp>, JournalError> {
+        Ok(vec![])
+    }
     fn versions(&self, _: &PluginName) -> Read<Vec<Version>> {
         unreachable!()
     }
@@ -172,7 +181,7 @@ impl Server {
         let journal = Memory::new(tracks);
         let (status, receive) = watch::channel(Arc::new(Status { ready: true, ..Status::default() }));
         let (send, commands) = mpsc::channel(1);
-        let handle = Handle { commands: send, status: receive, journal: journal.clone() };
+        let handle = Handle { commands: send, status: receive, sets: Default::default(), journal: journal.clone() };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = format!("http://{}", listener.local_addr().unwrap());
         let (stop, stopped) = oneshot::channel::<()>();

@@ -67,7 +67,7 @@ def encode_block(f, **kw):
     }, flags=1 if f["subscribed"] else 0, **kw)
 
 
-PLACES = {"address": 0, "topic0": 1, "topic1": 2, "topic2": 3, "topic3": 4, "sender": 5, "receiver": 6}
+PLACES = {"address": 0, "topic0": 1, "topic1": 2, "topic2": 3, "topic3": 4, "sender": 5, "receiver": 6, "hash": 7}
 HOWS = ["transaction", "creation", "call", "create", "create2", "selfdestruct"]
 
 
@@ -185,7 +185,7 @@ def events():
          [block(1, False)] + [transfer(i, how) for i, how in enumerate(HOWS)])
     case("transfer-largest", "Every number at its largest.",
          [block(1, False), transfer(1, "call", index=2**32 - 1, transaction_index=2**32 - 1, depth=2**16 - 1, value=str(2**256 - 1))])
-    sets = [["sender", "a"], ["receiver", "deposit_addresses-2"], ["receiver", "x" * 64]]
+    sets = [["sender", "a"], ["receiver", "deposit_addresses-2"], ["receiver", "x" * 64], ["hash", "a"]]
     case("sets", "Each kind of event with the watch sets that its values are in.",
          [block(1, False), transaction(0, input="0x010203", sets=sets), transfer(0, "call", sets=sets[:1]),
           log(0, data=5, sets=[["address", "tokens"], ["topic0", "a"], ["topic1", "b"], ["topic2", "c"], ["topic3", "d"]])])

@@ -253,6 +253,11 @@ impl Contract {
         Self { address: Address::ZERO, bytecode: field(json["bytecode"].take()), methods }
     }
 
+    /// One that was created by somebody else.
+    pub fn at(name: &str, address: Address) -> Self {
+        Self { address, ..Self::read(name) }
+    }
+
     /// Call data of a method named by its whole signature.
     pub fn data(&self, method: &str, args: &[Arg]) -> Bytes {
         let selector = self.methods.get(method).unwrap_or_else(|| panic!("no method {method}: {:?}", self.methods));

@@ -91,6 +91,8 @@ async fn ours(path: &Path, consumers: u64, steps: u64) -> anyhow::Result<Duratio
             from: (number > 1).then(|| block_ref(number - 1)),
             cursor: block_ref(number),
             undo: true,
+            aside: false,
+            said: None,
             safe: number.saturating_sub(32),
             finalized: number.saturating_sub(64),
             state_version: 1,

@@ -15,6 +15,9 @@ pub struct Erc20Transfers {
     /// Only transfers from or to one of these.
     #[default]
     parties: Vec<Address>,
+    /// Only transfers from or to a member of this watch set, which is edited while the host runs. Beside `parties`.
+    #[default]
+    parties_set: Option<String>,
     /// Only transfers of this many of the token's smallest unit, or more.
     #[default]
     min: U256,
@@ -48,10 +51,14 @@ impl Erc20Transfers {
     /// A transfer has two topics to filter by, and either will do: two subscriptions.
     fn wanted(&self) -> Vec<Subscription> {
         let of_tokens = Subscription::event::<Transfer>().addresses(&self.tokens);
-        if self.parties.is_empty() {
+        if self.parties.is_empty() && self.parties_set.is_none() {
             return vec![of_tokens];
         }
-        vec![of_tokens.clone().topic(1, &self.parties), of_tokens.topic(2, &self.parties)]
+        let at = |place: u8| {
+            let side = of_tokens.clone().topic(place.into(), &self.parties);
+            self.parties_set.iter().fold(side, |side, set| side.set(Place::Topic(place), set))
+        };
+        vec![at(1), at(2)]
     }
 
     #[log(subscribe = self.wanted())]

@@ -8,6 +8,9 @@ pub struct NativeTransfers {
     /// Only transactions from or to one of these.
     #[default]
     parties: Vec<Address>,
+    /// Only transactions from or to a member of this watch set, which is edited while the host runs. Beside `parties`.
+    #[default]
+    parties_set: Option<String>,
     /// Only values of this many wei, or more.
     #[default(U256::from(1))]
     min: U256,
@@ -29,11 +32,15 @@ pub struct Moved {
 impl NativeTransfers {
     fn wanted(&self) -> Vec<Subscription> {
         let successful = Subscription::transactions().success(true);
-        if self.parties.is_empty() {
+        if self.parties.is_empty() && self.parties_set.is_none() {
             return vec![successful];
         }
+        let with_set = |side: Subscription, place| self.parties_set.iter().fold(side, |side, set| side.set(place, set));
         // A party may be on either side. A contract in creation has no `to` yet, and is found by its creator alone.
-        vec![successful.clone().senders(&self.parties), successful.receivers(&self.parties)]
+        vec![
+            with_set(successful.clone().senders(&self.parties), Place::Sender),
+            with_set(successful.receivers(&self.parties), Place::Receiver),
+        ]
     }
 
     #[transaction(subscribe = self.wanted())]

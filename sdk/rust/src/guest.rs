@@ -32,6 +32,7 @@ fn at(place: Place) -> wit::Place {
         Place::Topic(n) => panic!("a log has topics 0 to 3, there is no topic {n}"),
         Place::Sender => wit::Place::Sender,
         Place::Receiver => wit::Place::Receiver,
+        Place::Hash => wit::Place::Hash,
     }
 }
 

@@ -34,6 +34,8 @@ pub enum Place {
     Sender,
     /// Transactions and transfers: `to`. Creations: the new contract.
     Receiver,
+    /// Transactions: the hash. Only sets name it.
+    Hash,
 }
 
 impl Place {
@@ -44,6 +46,7 @@ impl Place {
             Self::Topic(n) => 1 + n,
             Self::Sender => 5,
             Self::Receiver => 6,
+            Self::Hash => 7,
         }
     }
 }
@@ -273,6 +276,7 @@ impl Subscription {
             && self.on(tx.block().chain_id())
             && self.allows(Place::Sender, &self.senders, Some(&tx.from()), |name| tx.is_in(Place::Sender, name))
             && self.allows(Place::Receiver, &self.receivers, tx.to().as_ref(), |name| tx.is_in(Place::Receiver, name))
+            && self.allows::<B256>(Place::Hash, &[], None, |name| tx.is_in(Place::Hash, name))
             && self.success.is_none_or(|success| tx.success() == Some(success))
             && self.min_value.is_none_or(|min| tx.value() >= min)
     }

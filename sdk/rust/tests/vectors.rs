@@ -41,6 +41,7 @@ fn sets(is_in: impl Fn(Place, &str) -> bool) -> Vec<(String, String)> {
         ("topic3", Place::Topic(3)),
         ("sender", Place::Sender),
         ("receiver", Place::Receiver),
+        ("hash", Place::Hash),
     ];
     let long = "x".repeat(64);
     let names = ["tokens", "a", "b", "c", "d", "deposit_addresses-2", long.as_str()];
