@@ -2,6 +2,7 @@
 
 mod harness;
 
+mod archives;
 mod chain_driver;
 mod cli;
 mod crash;

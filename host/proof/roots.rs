@@ -141,13 +141,18 @@ fn whole(payload_length: usize) -> usize {
     payload_length + Header { list: true, payload_length }.length()
 }
 
-/// The trie of the receipts, with the blooms computed from their logs; returns the bloom of them all.
-pub fn receipts(receipts: &[ReceiptFacts<'_>], root: B256, quirks: &Quirks) -> Result<(Check, Bloom), Contradiction> {
+/// The root of the receipts' trie, with the blooms computed from their logs; and the bloom of them all.
+pub fn receipts_root(receipts: &[ReceiptFacts<'_>]) -> (B256, Bloom) {
     let mut blooms = Blooms::default();
     let each: Vec<Bloom> = receipts.iter().map(|facts| blooms.of(facts.logs)).collect();
     let all = each.iter().fold(Bloom::ZERO, |all, one| all | *one);
     let with_bloom: Vec<(&ReceiptFacts<'_>, &Bloom)> = receipts.iter().zip(&each).collect();
-    let computed = ordered_trie_root_with_encoder(&with_bloom, |(facts, bloom), out| facts.encode(bloom, out));
+    (ordered_trie_root_with_encoder(&with_bloom, |(facts, bloom), out| facts.encode(bloom, out)), all)
+}
+
+/// Proves receipts; returns the bloom of all their logs.
+pub fn receipts(receipts: &[ReceiptFacts<'_>], root: B256, quirks: &Quirks) -> Result<(Check, Bloom), Contradiction> {
+    let (computed, all) = receipts_root(receipts);
     if computed == root {
         return Ok((Check::Holds, all));
     }

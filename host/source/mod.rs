@@ -6,7 +6,9 @@
 //!
 //! A new kind of source is one new file and one line in [`KINDS`].
 
+mod archive;
 pub mod classify;
+pub mod parquet;
 pub mod record;
 pub mod recorded;
 pub mod rpc;
@@ -112,4 +114,4 @@ pub struct Kind {
 }
 
 /// The first kind is the default.
-pub const KINDS: &[Kind] = &[rpc::KIND, recorded::KIND];
+pub const KINDS: &[Kind] = &[rpc::KIND, recorded::KIND, parquet::KIND];
