@@ -23,8 +23,7 @@ use crate::harness::until;
 use crate::recorded::{lines, transfers_of};
 use crate::verify::data;
 
-const FILES: [&str; 2] =
-    ["chain/mainnet-17686110-17686117.ndjson.gz", "chain/mainnet-17686118-17686124.ndjson.gz"];
+const FILES: [&str; 2] = ["chain/mainnet-17686110-17686117.ndjson.gz", "chain/mainnet-17686118-17686124.ndjson.gz"];
 const FIRST: u64 = 17_686_110;
 const LAST: u64 = 17_686_124;
 
@@ -82,12 +81,18 @@ async fn a_folder_of_recordings_is_one_chain_whatever_it_is_compressed_with() {
     assert_eq!(archive.block(&truth[3].at(), &Wanted::all()).await.unwrap(), truth[3]);
 
     // A range touches the files that it needs: the one in the middle is broken, and nobody minds.
-    std::fs::write(dir.path().join("b.ndjson"), std::fs::read(dir.path().join("b.ndjson")).unwrap().split_off(1_000)).unwrap();
-    assert!(matches!(open("recorded", json!("."), dir.path()).await, Err(ReadError::Halt { .. })), "its first line says where it stands");
+    std::fs::write(dir.path().join("b.ndjson"), std::fs::read(dir.path().join("b.ndjson")).unwrap().split_off(1_000))
+        .unwrap();
+    assert!(
+        matches!(open("recorded", json!("."), dir.path()).await, Err(ReadError::Halt { .. })),
+        "its first line says where it stands"
+    );
     std::fs::remove_file(dir.path().join("b.ndjson")).unwrap();
     let gap = open("recorded", json!("."), dir.path()).await.unwrap();
     assert_eq!(gap.range(FIRST, FIRST + 4, &Wanted::all()).await.unwrap().blocks, truth[..5]);
-    let Err(ReadError::Halt { why }) = gap.range(FIRST, LAST, &Wanted::all()).await else { panic!("a gap is not seen") };
+    let Err(ReadError::Halt { why }) = gap.range(FIRST, LAST, &Wanted::all()).await else {
+        panic!("a gap is not seen")
+    };
     assert!(why.contains(&format!("block {} is in no file", FIRST + 5)), "{why}");
 }
 
@@ -120,7 +125,8 @@ fn write(path: &Path, columns: Vec<(&str, Column)>, compression: Compression) {
         let mut to = group.next_column().unwrap().unwrap();
         match column {
             Column::U32(v) => {
-                let (levels, v): (_, Vec<i32>) = (levels(&v), v.into_iter().flatten().map(|n| n as u32 as i32).collect());
+                let (levels, v): (_, Vec<i32>) =
+                    (levels(&v), v.into_iter().flatten().map(|n| n as u32 as i32).collect());
                 to.typed::<Int32Type>().write_batch(&v, Some(&levels), None).unwrap();
             }
             Column::U64(v) => {
@@ -128,7 +134,8 @@ fn write(path: &Path, columns: Vec<(&str, Column)>, compression: Compression) {
                 to.typed::<Int64Type>().write_batch(&v, Some(&levels), None).unwrap();
             }
             Column::Bytes(v) => {
-                let (levels, v): (_, Vec<ByteArray>) = (levels(&v), v.into_iter().flatten().map(ByteArray::from).collect());
+                let (levels, v): (_, Vec<ByteArray>) =
+                    (levels(&v), v.into_iter().flatten().map(ByteArray::from).collect());
                 to.typed::<ByteArrayType>().write_batch(&v, Some(&levels), None).unwrap();
             }
             Column::Text(v) => {
@@ -161,14 +168,20 @@ fn cryo(dir: &Path, paths: &[std::path::PathBuf], age: Age) {
     for path in paths {
         let records: Vec<Value> = lines(path).collect();
         let binary = |values: Vec<&Value>| match age {
-            Age::Now => Column::Bytes(values.iter().map(|v| v.as_str().map(|s| hex::decode(&s[2..]).unwrap())).collect()),
+            Age::Now => {
+                Column::Bytes(values.iter().map(|v| v.as_str().map(|s| hex::decode(&s[2..]).unwrap())).collect())
+            }
             Age::Old => Column::Text(values.iter().map(|v| v.as_str().map(str::to_owned)).collect()),
         };
         let u32s = |values: Vec<&Value>| Column::U32(values.into_iter().map(number).collect());
         let u64s = |values: Vec<&Value>| Column::U64(values.into_iter().map(number).collect());
         let name = |dataset: &str| {
             let (first, last) = (&records[0]["number"], &records[records.len() - 1]["number"]);
-            dir.join(format!("ethereum__{dataset}__{:08}_to_{:08}.parquet", first.as_u64().unwrap(), last.as_u64().unwrap()))
+            dir.join(format!(
+                "ethereum__{dataset}__{:08}_to_{:08}.parquet",
+                first.as_u64().unwrap(),
+                last.as_u64().unwrap()
+            ))
         };
         let now = |new: &'static str, old: &'static str| if age == Age::Now { new } else { old };
 
@@ -269,7 +282,9 @@ async fn parquet_files_with_cryos_columns_give_the_same_blocks() {
         let count = |blocks: &[Block]| blocks.iter().map(|b| b.logs.len()).sum::<usize>();
         assert_eq!(count(&all(&*archive, &few).await.unwrap()), count(&played(&paths, &few).await));
         if age == Age::Old {
-            let Err(ReadError::Halt { why }) = all(&*archive, &Wanted::all()).await else { panic!("no status is made up") };
+            let Err(ReadError::Halt { why }) = all(&*archive, &Wanted::all()).await else {
+                panic!("no status is made up")
+            };
             assert!(why.contains("--include-columns success gas_used"), "{why}");
         }
         // What is wanted and not there is named, never empty.

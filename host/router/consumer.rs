@@ -8,11 +8,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::catch_up::{self, CatchUp};
+use super::catch_up;
 use super::next::{Next, Place, next};
 use super::work::{self, Desk, Done, Failed, Kit};
 use super::{Router, Worked};
 use crate::chain::Follower;
+use crate::config::Start;
 use crate::index::SubscriberId;
 use crate::journal::{ConsumerId, TrackId};
 use crate::model::{Factory, PluginName, SetName, StreamId};
@@ -36,8 +37,6 @@ pub struct Consumer {
     pub kit: Kit,
     pub factories: Arc<Vec<Factory>>,
     pub sets: Arc<Vec<SetName>>,
-    /// Edits that reach back, which the journal may not show yet.
-    pub edits: Vec<CatchUp>,
     pub busy: bool,
     pub failures: u32,
     pub retry_at: Option<Instant>,
@@ -63,7 +62,7 @@ impl Router {
 
     pub(super) fn dispatch_if_free(&mut self, plugin: &PluginName, chain: &str) {
         // An edit of a watch set that reaches back is done between steps.
-        if self.stopping || self.fatal.is_some() || !self.edits.is_empty() {
+        if self.stopping || self.fatal.is_some() || self.edits.hold() {
             return;
         }
         if let Some((since, _)) = &self.full {
@@ -130,6 +129,7 @@ impl Router {
             }
             _ => {}
         }
+        let start = plugin.candidate.settings.start.unwrap_or(chain.config.start);
         let desk = Desk {
             chain: id,
             source: source.clone(),
@@ -144,6 +144,10 @@ impl Router {
             tracks: consumer.tracks.clone(),
             turns: self.turns.clone(),
             suspect: consumer.faulted,
+            begin: match start {
+                Start::Block(number) => number,
+                Start::Latest | Start::Time(_) => consumer.place.begin,
+            },
             safe: chain.safe,
             finalized: path.finalized().number,
         };
@@ -154,7 +158,6 @@ impl Router {
                 Err(error) => return consumer.stuck = Some(error.to_string()),
             }
         }
-        let start = plugin.candidate.settings.start.unwrap_or(chain.config.start);
         let (cursor, begin, path) = (consumer.place.cursor, consumer.place.begin, path.clone());
         let (safe, finalized) = (desk.safe, desk.finalized);
         let (plugin, chain) = (plugin_name.clone(), chain_name.to_owned());
@@ -190,7 +193,6 @@ impl Router {
         consumer.busy = false;
         consumer.kit = kit;
         let mut roll_back = None;
-        consumer.take_edits(matches!(&result, Ok(done) if done.cursor.is_some() && !done.verified));
         match result {
             Ok(done) => {
                 if let Some(begin) = done.begin {
@@ -276,23 +278,6 @@ impl Router {
         self.edit_if_quiet();
         if let Some(why) = roll_back {
             self.roll_back(&name, &why, None);
-        }
-    }
-}
-
-impl Consumer {
-    /// Adds edits to what was read from the journal. Where it was walked back, the journal has them, up to there.
-    pub fn take_edits(&mut self, moved: bool) {
-        match &mut self.kit.catch_ups {
-            Some(known) => {
-                for edit in self.edits.drain(..) {
-                    if !known.iter().any(|k| k.edit == edit.edit) {
-                        known.push(edit);
-                    }
-                }
-            }
-            None if moved => self.edits.clear(),
-            None => {}
         }
     }
 }

@@ -11,9 +11,8 @@ use std::sync::PoisonError;
 use futures::FutureExt;
 use tokio::sync::oneshot;
 
-use super::Router;
-use super::catch_up::CatchUp;
 use super::consumer::FULL_RETRY;
+use super::{Input, Router};
 use crate::index::watch::Sets;
 use crate::journal::{Consumer, ConsumerId, Journal, JournalError, Watched, Write};
 use crate::model::{ChainId, Edit, EditId, Member, SetName};
@@ -38,13 +37,17 @@ pub struct Edited {
 
 pub type Reply = oneshot::Sender<Result<Edited, String>>;
 
-/// Edits that wait until no step is under way.
+/// Edits that wait until no step is under way, and one that is being written down.
 #[derive(Default)]
-pub struct Waiting(VecDeque<(SetName, Change, Reply)>);
+pub struct Edits {
+    waiting: VecDeque<(SetName, Change, Reply)>,
+    storing: bool,
+}
 
-impl Waiting {
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+impl Edits {
+    /// No step may begin.
+    pub fn hold(&self) -> bool {
+        self.storing || !self.waiting.is_empty()
     }
 }
 
@@ -73,8 +76,8 @@ pub fn load(journal: &dyn Journal) -> Result<Sets, JournalError> {
 
 impl Router {
     pub(super) fn edit(&mut self, set: SetName, change: Change, reply: Reply) {
-        if change.from.is_some() || !self.edits.is_empty() {
-            self.edits.0.push_back((set, change, reply));
+        if change.from.is_some() || self.edits.hold() {
+            self.edits.waiting.push_back((set, change, reply));
             return self.edit_if_quiet();
         }
         self.edit_now(set, change, reply);
@@ -82,9 +85,10 @@ impl Router {
 
     /// Edits that reach back are done between all steps.
     pub(super) fn edit_if_quiet(&mut self) {
-        while !self.edits.is_empty() && !self.plugins.values().flat_map(|p| p.consumers.values()).any(|c| c.busy) {
-            if let Some((set, change, reply)) = self.edits.0.pop_front() {
-                self.edit_now(set, change, reply);
+        while !self.edits.storing && !self.plugins.values().flat_map(|p| p.consumers.values()).any(|c| c.busy) {
+            match self.edits.waiting.pop_front() {
+                Some((set, change, reply)) => self.edit_now(set, change, reply),
+                None => return,
             }
         }
     }
@@ -130,25 +134,34 @@ impl Router {
         };
         let catch_up = change.from.map_or(vec![], |from| self.passed(&edit, from, &consumers));
         let done = Edited { added: edit.add.len() as u64, removed: edit.remove.len() as u64, begins };
-        if change.from.is_some() {
-            // Matched blocks are matched anew, and who caught up looks for more.
-            self.replan();
-            for consumer in self.plugins.values_mut().flat_map(|p| p.consumers.values_mut()) {
-                if let Some((_, first, last)) = catch_up.iter().find(|(id, _, _)| *id == consumer.id) {
-                    consumer.edits.push(CatchUp { edit: edit.id, next: *first, last: *last, said: *first });
-                    consumer.take_edits(false);
-                }
-            }
-        }
         // Handed to the writer before any step that sees it: the journal has them in this order.
         let journal = self.journal.clone();
         let write = Write::Watch { edit, catch_up };
         let mut storing = async move { store(&*journal, write).await }.boxed();
         let settle = move |stored: Result<(), String>| drop(reply.send(stored.map(|()| done)));
-        match (&mut storing).now_or_never() {
-            Some(stored) => settle(stored),
-            None => drop(tokio::spawn(async move { settle(storing.await) })),
+        if change.from.is_none() {
+            match (&mut storing).now_or_never() {
+                Some(stored) => settle(stored),
+                None => drop(tokio::spawn(async move { settle(storing.await) })),
+            }
+            return;
         }
+        // Matched blocks are matched anew, and nobody looks for what there is to catch up with before it is there.
+        self.replan();
+        self.edits.storing = true;
+        self.arriving.spawn(async move {
+            settle(storing.await);
+            Input::Edited
+        });
+    }
+
+    /// An edit that reaches back is in the journal: whoever is behind finds it there.
+    pub(super) fn edited(&mut self) {
+        self.edits.storing = false;
+        for consumer in self.plugins.values_mut().flat_map(|p| p.consumers.values_mut()) {
+            consumer.kit.catch_ups = None;
+        }
+        self.edit_if_quiet();
     }
 
     /// Consumers that are beyond the block at which an edit begins, and the blocks that they have passed since. One whose

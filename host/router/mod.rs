@@ -66,13 +66,22 @@ const GONE_AFTER: Duration = Duration::from_millis(1_500);
 
 /// Everything that can happen to the router.
 enum Input {
-    Connected { chain: String, source: Arc<dyn Source> },
-    Unreachable { chain: String, why: String, halted: bool },
+    Connected {
+        chain: String,
+        source: Arc<dyn Source>,
+    },
+    Unreachable {
+        chain: String,
+        why: String,
+        halted: bool,
+    },
     News(String, News),
     Worked(Box<Worked>),
     Dropped(Dropped),
     Loaded(Box<Loaded>),
     Asked(Command, oneshot::Sender<Answer>),
+    /// An edit of a watch set is written down.
+    Edited,
     Tick,
 }
 
@@ -189,7 +198,8 @@ struct Router {
     /// Files that are being loaded.
     loading: HashSet<PathBuf>,
 
-    connecting: JoinSet<Input>,
+    /// What comes back as an input by itself.
+    arriving: JoinSet<Input>,
     jobs: JoinSet<Worked>,
     loads: JoinSet<Loaded>,
     news: mpsc::Receiver<(String, News)>,
@@ -200,8 +210,8 @@ struct Router {
     generation: u64,
     /// The watch sets, as matching reads them.
     sets: Arc<RwLock<Sets>>,
-    /// While there are any, no step begins.
-    edits: self::edits::Waiting,
+    /// While some reach back, no step begins.
+    edits: self::edits::Edits,
     /// The disk is full: since when, and why.
     full: Option<(Instant, String)>,
     fatal: Option<String>,
@@ -230,7 +240,7 @@ impl Router {
                 plan: Arc::default(),
                 path: None,
                 safe: 0,
-                state: "connecting",
+                state: "arriving",
                 why: None,
                 reorgs: 0,
                 accept: Arc::default(),
@@ -252,7 +262,7 @@ impl Router {
             turns: Arc::new(Turns::new(processors)),
             compilers: Arc::new(Semaphore::new(processors)),
             loading: HashSet::new(),
-            connecting: JoinSet::new(),
+            arriving: JoinSet::new(),
             jobs: JoinSet::new(),
             loads: JoinSet::new(),
             news,
@@ -314,7 +324,7 @@ impl Router {
         while self.fatal.is_none() {
             let input = tokio::select! {
                 () = async { drop(stopped.wait_for(|s| *s).await) } => break,
-                Some(Ok(input)) = self.connecting.join_next() => input,
+                Some(Ok(input)) = self.arriving.join_next() => input,
                 Some((chain, news)) = self.news.recv() => Input::News(chain, news),
                 Some(worked) = self.jobs.join_next() => match worked {
                     Ok(worked) => Input::Worked(Box::new(worked)),
@@ -357,6 +367,7 @@ impl Router {
             }
             Input::Loaded(loaded) => self.loaded(*loaded),
             Input::Asked(command, answer) => self.asked(command, answer),
+            Input::Edited => self.edited(),
             Input::Tick => self.tick(),
         }
         Touched::All
@@ -374,7 +385,7 @@ impl Router {
         };
         let (kind, name) = (chain.config.source.clone(), name.to_owned());
         let given = self.given.get(&name).cloned();
-        self.connecting.spawn(async move {
+        self.arriving.spawn(async move {
             if let Some(source) = given {
                 return Input::Connected { chain: name, source };
             }
@@ -637,7 +648,7 @@ impl Router {
     async fn drain(mut self) -> Result<(), String> {
         self.stopping = true;
         self.news.close();
-        self.connecting.shutdown().await;
+        self.arriving.shutdown().await;
         self.followers.shutdown().await;
         self.loads.shutdown().await;
         let deadline = tokio::time::Instant::now() + DRAIN_JOBS;

@@ -281,7 +281,6 @@ impl Router {
                         kit: Kit::of(new.worker),
                         factories,
                         sets,
-                        edits: vec![],
                         busy: false,
                         failures: 0,
                         retry_at: None,

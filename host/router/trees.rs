@@ -228,6 +228,8 @@ impl Consumer {
             done.next()
                 .unwrap_or_else(|| canonical(ours.max(self.place.begin.saturating_sub(1)).min(cursor.number - 1)))
         };
+        // Not below its beginning, however deep the reorg was.
+        let to = if to.number + 1 < self.place.begin { canonical(self.place.begin - 1) } else { to };
         assert!(to.number < cursor.number);
         while self.steps.last().is_some_and(|(block, _)| block.number > to.number) {
             self.state = self.steps.pop().expect("just seen").1;

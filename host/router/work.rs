@@ -44,6 +44,8 @@ pub struct Desk {
     pub turns: Arc<Turns>,
     /// Its last step faulted.
     pub suspect: bool,
+    /// The first block that is told to it, as far as that is known.
+    pub begin: u64,
     /// As the path has them.
     pub safe: u64,
     pub finalized: u64,
@@ -538,10 +540,14 @@ pub async fn undo(desk: &Desk, from: BlockRef, path: Option<&Follower>) -> Resul
             }
         }
     }
-    let to = match to {
+    let mut to = match to {
         Some(to) => to,
         None => canonical(desk, ours, path).await?,
     };
+    // A reorg may go deeper than where it was told to begin: of the blocks before, it hears nothing.
+    if to.number + 1 < desk.begin && desk.begin <= from.number {
+        to = canonical(desk, desk.begin - 1, path).await?;
+    }
     let committed =
         desk.journal.commit(Write::Undo { consumer: desk.consumer, from, to }).await.map_err(|error| match error {
             JournalError::Moved { why } => {

@@ -76,8 +76,10 @@ impl Cryo {
         let mut spans: Vec<(u64, u64)> =
             files.keys().filter(|(dataset, ..)| dataset == "blocks").map(|(_, first, last)| (*first, *last)).collect();
         spans.sort();
-        let Some(blocks) = spans.first().and_then(|(first, last)| files.get(&("blocks".to_owned(), *first, *last))) else {
-            let why = "there is no file of blocks: get them with 'cryo blocks --include-columns parent_hash logs_bloom'";
+        let Some(blocks) = spans.first().and_then(|(first, last)| files.get(&("blocks".to_owned(), *first, *last)))
+        else {
+            let why =
+                "there is no file of blocks: get them with 'cryo blocks --include-columns parent_hash logs_bloom'";
             return Err(refuse(&open.name, why));
         };
         let mut told = None;
@@ -90,7 +92,9 @@ impl Cryo {
                 return Err(refuse(&open.name, format!("the files are of {told}, but {expected} is configured")));
             }
             (Some(chain), _) | (None, Some(chain)) => chain,
-            (None, None) => return Err(refuse(&open.name, "the files do not say of which chain they are: set `chain_id`")),
+            (None, None) => {
+                return Err(refuse(&open.name, "the files do not say of which chain they are: set `chain_id`"));
+            }
         };
         tracing::warn!(chain = %open.name, "Parquet files hold no whole headers: hashes, and that nothing was left out, are taken as told");
         let firsts = spans.iter().map(|(first, _)| *first).collect();
@@ -136,8 +140,8 @@ impl Format for Cryo {
                 beneficiary: cells.address(&["author"])?.unwrap_or_default(),
                 transaction_count: None,
             };
-            let bloom = cells.bytes(&["logs_bloom"])?.map(|b| fixed(&b, cells)).transpose()?;
-            headers.insert(number, (header, bloom.map(|b| Bloom::new(*b))));
+            let bloom = cells.bytes(&["logs_bloom"])?.map(|b| fixed(&b, cells).map(|b| Bloom::new(*b))).transpose()?;
+            headers.insert(number, (header, bloom));
             Ok(())
         })?;
         let mut headers: Vec<(Header, Option<Bloom>)> = headers.into_values().collect();
@@ -189,17 +193,50 @@ fn last_hash(path: Option<&PathBuf>) -> Result<B256, ReadError> {
 const NUMBER: &[&str] = &["block_number", "number"];
 const HASH: &[&str] = &["block_hash", "hash"];
 const BLOCK_COLUMNS: &[&str] = &[
-    "block_number", "number", "block_hash", "hash", "parent_hash", "timestamp", "author", "gas_used", "gas_limit",
-    "base_fee_per_gas", "logs_bloom",
+    "block_number",
+    "number",
+    "block_hash",
+    "hash",
+    "parent_hash",
+    "timestamp",
+    "author",
+    "gas_used",
+    "gas_limit",
+    "base_fee_per_gas",
+    "logs_bloom",
 ];
 const LOG_COLUMNS: &[&str] = &[
-    "block_number", "transaction_index", "log_index", "transaction_hash", "address", "contract_address", "topic0", "topic1",
-    "topic2", "topic3", "data",
+    "block_number",
+    "transaction_index",
+    "log_index",
+    "transaction_hash",
+    "address",
+    "contract_address",
+    "topic0",
+    "topic1",
+    "topic2",
+    "topic3",
+    "data",
 ];
 const TRANSACTION_COLUMNS: &[&str] = &[
-    "block_number", "transaction_index", "transaction_hash", "nonce", "from_address", "to_address", "value_binary", "value",
-    "value_string", "value_str", "input", "gas_limit", "gas_used", "gas_price", "transaction_type", "max_fee_per_gas",
-    "max_priority_fee_per_gas", "success",
+    "block_number",
+    "transaction_index",
+    "transaction_hash",
+    "nonce",
+    "from_address",
+    "to_address",
+    "value_binary",
+    "value",
+    "value_string",
+    "value_str",
+    "input",
+    "gas_limit",
+    "gas_used",
+    "gas_price",
+    "transaction_type",
+    "max_fee_per_gas",
+    "max_priority_fee_per_gas",
+    "success",
 ];
 
 type ByBlock<T> = BTreeMap<u64, Vec<T>>;

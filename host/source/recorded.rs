@@ -23,7 +23,10 @@ use crate::proof::Quirks;
 pub const KIND: Kind = Kind {
     name: "recorded",
     options: &[
-        ("files", "recordings, played one after the other, where a name may hold `*`; or a folder, which is an archive of final blocks"),
+        (
+            "files",
+            "recordings, played one after the other, where a name may hold `*`; or a folder, which is an archive of final blocks",
+        ),
         ("pace", "\"as-fast-as-possible\" (default), \"real\" (by block time), or blocks per second"),
         ("quirks", "departures of this chain from Ethereum's rules, by name; known ones are set by chain id"),
     ],

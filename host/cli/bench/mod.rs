@@ -11,6 +11,7 @@ mod lab;
 mod pipeline;
 mod process;
 mod reload;
+mod sets;
 mod verification;
 
 use std::path::PathBuf;
@@ -83,6 +84,7 @@ const FIGURES: &[(&str, fn(Lab) -> Measured)] = &[
     ("crossing", |lab| Box::pin(async move { crossing::measure(&lab) })),
     ("verification", |lab| Box::pin(async move { verification::measure(&lab) })),
     ("index", |lab| Box::pin(async move { Ok(index::measure(&lab)) })),
+    ("sets", |lab| Box::pin(sets::measure(lab))),
     ("journal", |lab| Box::pin(journal::measure(lab))),
     ("pipeline", |lab| Box::pin(pipeline::measure(lab))),
     ("latency", |lab| Box::pin(delivery::latency(lab))),

@@ -32,7 +32,8 @@ pub fn measure(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
         .map(|n| {
             let mut log = transfer(n, Address::from_word(keccak256((n % 50).to_be_bytes())), false);
             log.transaction_index = n / LOGS_IN_A_RECEIPT as u32;
-            let party = |side: u8| Address::from_word(keccak256([&[side], n.to_be_bytes().as_slice()].concat())).into_word();
+            let party =
+                |side: u8| Address::from_word(keccak256([&[side], n.to_be_bytes().as_slice()].concat())).into_word();
             (log.topics[1], log.topics[2]) = (party(0), party(1));
             log
         })
