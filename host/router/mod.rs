@@ -27,6 +27,8 @@ mod plugins;
 #[cfg(test)]
 mod trees;
 mod turns;
+#[cfg(test)]
+mod week;
 mod work;
 
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -26,26 +26,24 @@ struct Chain {
 }
 
 /// As the journal holds one: a step a block in which something was done, with what undoes it.
-struct Consumer {
-    place: Place,
+pub(super) struct Consumer {
+    pub(super) place: Place,
     /// Of which blocks it takes something: one in so many.
     one_in: u64,
     state: u64,
     /// Block, the state before it. Dropped below finalized.
     steps: Vec<(BlockRef, u64)>,
-    /// Where it stood when its first step of these began.
-    floor: Option<BlockRef>,
 }
 
 fn fold(state: u64, block: &BlockRef) -> u64 {
     (state ^ index(block.hash) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17)
 }
 
-fn hash(index: usize) -> B256 {
+pub(super) fn hash(index: usize) -> B256 {
     B256::from(U256::from(index as u64 + 1))
 }
 
-fn index(hash: B256) -> usize {
+pub(super) fn index(hash: B256) -> usize {
     usize::from_be_bytes(hash[24..].try_into().expect("eight bytes")) - 1
 }
 
@@ -53,18 +51,10 @@ impl Chain {
     fn new(chain: u64, rng: &mut StdRng) -> Self {
         let number = rng.random_range(0..1_000);
         let genesis = BlockRef { chain: ChainId(chain), number, hash: hash(0), parent: B256::ZERO, time: number };
-        let consumers = (0..rng.random_range(1..4)).map(|_| Consumer {
-            place: Place {
-                cursor: None,
-                begin: number + rng.random_range(0..40),
-                verified: false,
-                safe: number,
-                finalized: number,
-            },
-            one_in: rng.random_range(1..5),
-            state: 0,
-            steps: vec![],
-            floor: None,
+        let consumers = (0..rng.random_range(1..4)).map(|_| {
+            let mut consumer = Consumer::begin_at(number + rng.random_range(0..40), rng.random_range(1..5));
+            (consumer.place.safe, consumer.place.finalized) = (number, number);
+            consumer
         });
         let consumers = consumers.collect();
         Self { blocks: vec![genesis], follower: Follower::new(genesis), replay: vec![genesis], consumers }
@@ -174,9 +164,8 @@ impl Chain {
         }
         consumer.place.safe = finalized;
         consumer.place.finalized = finalized;
-        // Undo is kept back to the finalized block that the consumer has passed.
         let passed = consumer.place.cursor.map_or(0, |c| c.number).min(finalized);
-        consumer.steps.retain(|(block, _)| block.number > passed);
+        consumer.forget(passed);
         true
     }
 
@@ -186,34 +175,45 @@ impl Chain {
             assert_eq!(*ours, at);
             at = self.parent(&at).unwrap_or(at);
         }
-        for consumer in &self.consumers {
-            let begun = self.replay.iter().filter(|block| block.number >= consumer.place.begin);
-            let expected = begun.filter(|block| consumer.wants(block)).fold(0, fold);
-            assert_eq!(consumer.state, expected, "{:?}", consumer.place);
-        }
+        self.consumers.iter().for_each(|consumer| consumer.check(&self.replay));
     }
 }
 
 impl Consumer {
+    /// Takes one block in so many, from a height on.
+    pub(super) fn begin_at(begin: u64, one_in: u64) -> Self {
+        let place = Place { cursor: None, begin, verified: false, safe: 0, finalized: 0 };
+        Self { place, one_in, state: 0, steps: vec![] }
+    }
+
+    /// Undo is kept back to the finalized block that the consumer has passed.
+    pub(super) fn forget(&mut self, passed: u64) {
+        self.steps.retain(|(block, _)| block.number > passed);
+    }
+
+    /// It holds what a replay of this chain gives.
+    pub(super) fn check(&self, canonical: &[BlockRef]) {
+        let begun = canonical.iter().filter(|block| block.number >= self.place.begin);
+        let expected = begun.filter(|block| self.wants(block)).fold(0, fold);
+        assert_eq!(self.state, expected, "{:?}", self.place);
+    }
+
     fn wants(&self, block: &BlockRef) -> bool {
         (index(block.hash) as u64).is_multiple_of(self.one_in)
     }
 
-    fn take(&mut self, block: BlockRef, undo: bool) {
+    pub(super) fn take(&mut self, block: BlockRef, undo: bool) {
         if self.wants(&block) {
             if undo {
                 self.steps.push((block, self.state));
             }
             self.state = fold(self.state, &block);
         }
-        if !undo {
-            self.floor = Some(block);
-        }
     }
 
     /// To the common ancestor where the provider knows the orphaned blocks; else to the newest canonical block in which
     /// something was done, or to where there is nothing to undo.
-    fn undo(&mut self, blocks: &[BlockRef], canonical: &impl Fn(u64) -> BlockRef, knows_orphans: bool) {
+    pub(super) fn undo(&mut self, blocks: &[BlockRef], canonical: &impl Fn(u64) -> BlockRef, knows_orphans: bool) {
         let cursor = self.place.cursor.expect("who has no cursor has nothing to undo");
         let ours = self.place.finalized;
         let to = if knows_orphans {
