@@ -13,7 +13,6 @@ use super::next::{Next, Place, next};
 use super::work::{self, Desk, Done, Failed, Kit};
 use super::{Router, Worked};
 use crate::chain::Follower;
-use crate::config::Start;
 use crate::index::SubscriberId;
 use crate::journal::{ConsumerId, TrackId};
 use crate::model::{Factory, PluginName, SetName, StreamId};
@@ -144,10 +143,6 @@ impl Router {
             tracks: consumer.tracks.clone(),
             turns: self.turns.clone(),
             suspect: consumer.faulted,
-            begin: match start {
-                Start::Block(number) => number,
-                Start::Latest | Start::Time(_) => consumer.place.begin,
-            },
             safe: chain.safe,
             finalized: path.finalized().number,
         };
@@ -169,6 +164,11 @@ impl Router {
                 _ if prepare => work::prepare(&desk, &mut kit, cursor, begin, &path).await,
                 (_, Some(cursor)) if aside => catch_up::step(&desk, &mut kit, cursor).await,
                 (None, _) => work::find_start(&desk, start, path.tip()).await,
+                // A reorg may go below where it began: of the blocks before, it hears nothing.
+                (Some(Next::Range { from, to }), _) if from < begin => {
+                    work::pass(&desk, cursor, to.min(begin - 1)).await
+                }
+                (Some(Next::Live(at)), _) if at.number < begin => work::mark(&desk, cursor, at).await,
                 (Some(Next::Range { from, to }), _) => work::range(&desk, &mut kit, cursor, from, to).await,
                 (Some(Next::Live(at)), _) => work::live(&desk, &mut kit, cursor, at).await,
                 (Some(Next::Verify), Some(cursor)) => work::verify(&desk, cursor).await,

@@ -141,10 +141,10 @@ impl Chain {
             Next::Mark => {}
             Next::Verify => {
                 let cursor = consumer.place.cursor.expect("verified");
-                if canonical(cursor.number).hash != cursor.hash {
+                consumer.place.verified = canonical(cursor.number).hash == cursor.hash;
+                if !consumer.place.verified {
                     consumer.undo(blocks, &canonical, knows_orphans);
                 }
-                consumer.place.verified = true;
             }
             Next::Range { from, to } => {
                 for number in from.max(first)..=to {
@@ -158,7 +158,7 @@ impl Chain {
                     assert_eq!(block.parent, cursor.hash);
                 }
                 consumer.take(block, true);
-                consumer.place.cursor = Some(block);
+                (consumer.place.cursor, consumer.place.verified) = (Some(block), false);
             }
             Next::Undo => consumer.undo(blocks, &canonical, knows_orphans),
         }
@@ -202,8 +202,9 @@ impl Consumer {
         (index(block.hash) as u64).is_multiple_of(self.one_in)
     }
 
+    /// Of blocks before its beginning, below which a reorg may take it, it hears nothing.
     pub(super) fn take(&mut self, block: BlockRef, undo: bool) {
-        if self.wants(&block) {
+        if block.number >= self.place.begin && self.wants(&block) {
             if undo {
                 self.steps.push((block, self.state));
             }
@@ -225,16 +226,13 @@ impl Consumer {
         } else {
             let done = self.steps.iter().rev().map(|(block, _)| *block);
             let mut done = done.filter(|b| b.number < cursor.number && canonical(b.number).hash == b.hash);
-            done.next()
-                .unwrap_or_else(|| canonical(ours.max(self.place.begin.saturating_sub(1)).min(cursor.number - 1)))
+            done.next().unwrap_or_else(|| canonical(ours))
         };
-        // Not below its beginning, however deep the reorg was.
-        let to = if to.number + 1 < self.place.begin { canonical(self.place.begin - 1) } else { to };
         assert!(to.number < cursor.number);
         while self.steps.last().is_some_and(|(block, _)| block.number > to.number) {
             self.state = self.steps.pop().expect("just seen").1;
         }
-        self.place.cursor = Some(to);
+        (self.place.cursor, self.place.verified) = (Some(to), false);
         self.place.safe = self.place.safe.min(to.number);
     }
 }

@@ -114,7 +114,11 @@ impl World {
             self.tally.reorgs += u32::from(depth > 0);
             self.tally.deepest = self.tally.deepest.max(depth);
         }
-        if misfortune(&mut self.rng, 30, calm) { self.tally.missed_slots += 1 } else { self.push() }
+        if misfortune(&mut self.rng, 30, calm) {
+            self.tally.missed_slots += 1
+        } else {
+            self.push()
+        }
         if misfortune(&mut self.rng, 3_000, calm) {
             self.stalled_until = self.slot + self.rng.random_range(100..900);
             self.tally.finality_stalls += 1;
@@ -129,8 +133,8 @@ impl World {
                 self.providers[which].down_until = self.slot + self.rng.random_range(1..400);
                 self.tally.outages += 1;
             }
-            if misfortune(&mut self.rng, 200, calm) {
-                self.providers[which].blind = self.rng.random_range(1..12);
+            if misfortune(&mut self.rng, 60, calm) {
+                self.providers[which].blind = self.rng.random_range(1..30);
             }
             let provider = &mut self.providers[which];
             if provider.blind > 0 && !calm {
@@ -273,16 +277,17 @@ impl Life {
             let world = self.network.world();
             let blocks = &world.blocks;
             // What is final is so for everybody; above it the path tells.
-            let canonical = |number: u64| path.at(number).copied().unwrap_or_else(|| blocks[world.path[number as usize]]);
+            let canonical =
+                |number: u64| path.at(number).copied().unwrap_or_else(|| blocks[world.path[number as usize]]);
             match next(&consumer.place, path, finalized) {
                 Next::Wait => return,
                 Next::Mark => {}
                 Next::Verify => {
                     let cursor = consumer.place.cursor.expect("it is verified");
-                    if canonical(cursor.number).hash != cursor.hash {
+                    consumer.place.verified = canonical(cursor.number).hash == cursor.hash;
+                    if !consumer.place.verified {
                         consumer.undo(blocks, &canonical, false);
                     }
-                    consumer.place.verified = true;
                 }
                 Next::Range { from, to } => {
                     (from..=to).for_each(|number| consumer.take(canonical(number), false));
@@ -291,7 +296,7 @@ impl Life {
                 }
                 Next::Live(block) => {
                     consumer.take(block, true);
-                    consumer.place.cursor = Some(block);
+                    (consumer.place.cursor, consumer.place.verified) = (Some(block), false);
                 }
                 Next::Undo => {
                     // Providers differ in whether they know orphaned blocks: some do here.
@@ -324,10 +329,13 @@ async fn live_through(seed: u64, slots: u64) -> Tally {
     let end = Instant::now() + SLOT * u32::try_from(slots).expect("a week");
     let mut consumer = Consumer::begin_at(1, 2);
     while Instant::now() < end {
-        let mut life = Life::begin(&network, (consumer.place.finalized > 0).then(|| {
-            let world = network.world();
-            world.blocks[world.path[consumer.place.finalized as usize]]
-        }));
+        let mut life = Life::begin(
+            &network,
+            (consumer.place.finalized > 0).then(|| {
+                let world = network.world();
+                world.blocks[world.path[consumer.place.finalized as usize]]
+            }),
+        );
         // From minutes to most of a day.
         let minutes = [5, 60, 700][rng.random_range(0..3)];
         life.live(&mut consumer, Instant::now() + Duration::from_secs(60 * rng.random_range(1..=minutes))).await;
@@ -361,7 +369,8 @@ async fn a_week_of_a_nodes_life_leaves_no_trace_but_the_canonical_chain() {
     let one: Option<u64> = std::env::var("CHAINWEIR_SEED").ok().and_then(|s| s.parse().ok());
     let long = std::env::var_os("CHAINWEIR_LONG").is_some();
     let slots = if long { 50_400 } else { 7_200 };
-    for seed in one.map_or_else(|| (0..if long { 20 } else { 3 }).map(|_| rand::random()).collect(), |seed| vec![seed]) {
+    for seed in one.map_or_else(|| (0..if long { 20 } else { 3 }).map(|_| rand::random()).collect(), |seed| vec![seed])
+    {
         println!("CHAINWEIR_SEED={seed}");
         let begun = std::time::Instant::now();
         let tally = live_through(seed, slots).await;

@@ -44,8 +44,6 @@ pub struct Desk {
     pub turns: Arc<Turns>,
     /// Its last step faulted.
     pub suspect: bool,
-    /// The first block that is told to it, as far as that is known.
-    pub begin: u64,
     /// As the path has them.
     pub safe: u64,
     pub finalized: u64,
@@ -152,6 +150,12 @@ async fn first_at(desk: &Desk, time: u64, first: u64, tip: BlockRef) -> Result<u
 pub async fn mark(desk: &Desk, from: Option<BlockRef>, cursor: BlockRef) -> Result<Done, Failed> {
     commit(desk, from, cursor, false, StepOutput::default(), vec![], &[]).await?;
     Ok(Done { cursor: Some(cursor), ..Done::default() })
+}
+
+/// Moves the cursor over final blocks of which nothing is told.
+pub async fn pass(desk: &Desk, from: Option<BlockRef>, to: u64) -> Result<Done, Failed> {
+    let done = mark(desk, from, desk.source.by_number(to).await?).await?;
+    Ok(Done { verified: true, ..done })
 }
 
 /// One block that may be orphaned.
@@ -540,14 +544,10 @@ pub async fn undo(desk: &Desk, from: BlockRef, path: Option<&Follower>) -> Resul
             }
         }
     }
-    let mut to = match to {
+    let to = match to {
         Some(to) => to,
         None => canonical(desk, ours, path).await?,
     };
-    // A reorg may go deeper than where it was told to begin: of the blocks before, it hears nothing.
-    if to.number + 1 < desk.begin && desk.begin <= from.number {
-        to = canonical(desk, desk.begin - 1, path).await?;
-    }
     let committed =
         desk.journal.commit(Write::Undo { consumer: desk.consumer, from, to }).await.map_err(|error| match error {
             JournalError::Moved { why } => {
