@@ -232,13 +232,8 @@ impl Sets {
         };
         let Some(added) = added else { return false };
         self.counts[set.0 as usize] -= 1;
-        self.was(set, member, EditId(added), edit);
+        self.gone.entry(member).or_default().push((set, EditId(added), edit));
         true
-    }
-
-    /// A membership that has ended, as it is read back.
-    pub fn was(&mut self, set: SetId, member: Member, from: EditId, to: EditId) {
-        self.gone.entry(member).or_default().push((set, from, to));
     }
 
     pub fn contains(&self, set: SetId, member: &Member) -> bool {
@@ -248,10 +243,26 @@ impl Sets {
     }
 
     /// The members of one set now, in no order. Looks at all that there is.
-    pub fn members(&self, set: SetId) -> Vec<Member> {
-        let addresses = self.addresses.all().filter(|s| s.set == set.0).map(|s| Member::Address(Address::from(s.key)));
-        let words = self.words.all().filter(|s| s.set == set.0).map(|s| Member::Word(B256::from(s.key)));
-        addresses.chain(words).collect()
+    pub fn members(&self, set: SetId) -> impl Iterator<Item = Member> {
+        let of = move |slot: u32| slot == set.0;
+        let addresses = self.addresses.all().filter(move |s| of(s.set)).map(|s| Member::Address(Address::from(s.key)));
+        let words = self.words.all().filter(move |s| of(s.set)).map(|s| Member::Word(B256::from(s.key)));
+        addresses.chain(words)
+    }
+
+    /// The first so many members after one, addresses before words, in the order of their bytes. Looks at all that there is.
+    pub fn page(&self, set: SetId, after: Option<Member>, limit: usize) -> Vec<Member> {
+        let mut page: std::collections::BinaryHeap<Member> = Default::default();
+        for member in self.members(set).filter(|m| after.is_none_or(|after| *m > after)) {
+            if page.len() < limit {
+                page.push(member);
+            } else if let Some(mut last) = page.peek_mut()
+                && *last > member
+            {
+                *last = member;
+            }
+        }
+        page.into_sorted_vec()
     }
 
     fn find(&self, member: &Member, mut each: impl FnMut(SetId, EditId)) {
@@ -378,7 +389,13 @@ mod tests {
                 }
             }
             for (id, (_, count)) in ids.into_iter().zip(sets.list()) {
-                prop_assert_eq!(sets.members(id).len() as u64, count);
+                let mut all: Vec<Member> = sets.members(id).collect();
+                all.sort();
+                prop_assert_eq!(all.len() as u64, count);
+                prop_assert_eq!(sets.page(id, None, 1000), &all[..]);
+                if let Some(first) = all.first() {
+                    prop_assert_eq!(sets.page(id, Some(*first), 2), all.iter().skip(1).take(2).copied().collect::<Vec<_>>());
+                }
             }
         }
     }

@@ -26,8 +26,8 @@ use alloy_primitives::B256;
 use tokio::sync::watch;
 
 use crate::model::{
-    BlockRef, ChainId, ContentType, DeliveryId, Edit, EditId, EmissionId, EventPosition, Member, Op, OutputName,
-    PluginName, SetName, StreamId, StreamSpec,
+    BlockRef, ChainId, ContentType, DeliveryId, Edit, EditId, EmissionId, EventPosition, Op, OutputName, PluginName,
+    SetName, StreamId, StreamSpec,
 };
 
 /// Why the journal did not do it, named by what to do about it. Nothing of the write was kept.
@@ -270,16 +270,6 @@ pub struct CatchUp {
     pub said: u64,
 }
 
-/// One row of the watch sets, as they are read back: sets first, then where edits begin, then members.
-#[derive(Clone, Copy, Debug)]
-pub enum Watched<'a> {
-    Set(&'a SetName),
-    Edit(EditId),
-    Begin(EditId, ChainId, u64),
-    /// Until the edit that removed it.
-    Member(&'a SetName, Member, EditId, Option<EditId>),
-}
-
 /// What a commit gave.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Committed {
@@ -372,10 +362,8 @@ pub trait Journal: Send + Sync + 'static {
     /// Entries of a track after an offset.
     fn backlog(&self, track: TrackId, after: u64) -> Result<u64, JournalError>;
 
-    /// Every watch set, edit and membership.
-    fn watched(&self, each: &mut dyn FnMut(Watched<'_>)) -> Result<(), JournalError>;
-    /// Members of a set after one, in the order of their bytes.
-    fn members(&self, set: &SetName, after: Option<&Member>, limit: usize) -> Result<Vec<Member>, JournalError>;
+    /// Every edit of a watch set, in order.
+    fn edits(&self, each: &mut dyn FnMut(Edit)) -> Result<(), JournalError>;
     fn catch_ups(&self, consumer: ConsumerId) -> Result<Vec<CatchUp>, JournalError>;
 
     /// Newest first.

@@ -77,15 +77,14 @@ CREATE TABLE version (
 ) WITHOUT ROWID;
 ",
     r"
--- Watch sets. An edit holds from a block on, which may differ from chain to chain; chains that it does not name have it
--- from their beginning. `until` is the edit that removed a member.
-CREATE TABLE watch_set (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
-CREATE TABLE watch_edit (id INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL);
+-- Watch sets, as their edits: a set is what they come to, in order. Members stand one behind the other, addresses (20
+-- bytes) apart from other words (32): a set of ten million is a few thousand rows.
+CREATE TABLE watch_edit (
+  id INTEGER PRIMARY KEY, watch_set TEXT NOT NULL, at_ms INTEGER NOT NULL, add_addresses BLOB NOT NULL,
+  add_words BLOB NOT NULL, remove_addresses BLOB NOT NULL, remove_words BLOB NOT NULL
+);
+-- The first block on which an edit holds; chains that are not named have it from their beginning.
 CREATE TABLE watch_begin (edit INTEGER NOT NULL, chain INTEGER NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (edit, chain)) WITHOUT ROWID;
-CREATE TABLE watch_member (
-  watch_set INTEGER NOT NULL, member BLOB NOT NULL, since INTEGER NOT NULL, until INTEGER,
-  PRIMARY KEY (watch_set, member, since)
-) WITHOUT ROWID;
 -- Blocks that a consumer had passed when an edit reached back to them: it is shown what they hold for that edit alone.
 -- What was said of blocks below `said` is not said again; how far its state has come is part of its state.
 CREATE TABLE catch_up (

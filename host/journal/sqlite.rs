@@ -19,11 +19,11 @@ use super::schema::{APPLICATION_ID, MIGRATIONS};
 use super::write::{apply, op_from};
 use super::{
     CatchUp, Committed, Consumer, ConsumerId, DeadFilter, DeadLetter, Entry, Journal, JournalError, JournalSize, Marks,
-    Parked, Retracted, TrackId, TrackInfo, Version, Watched, Write,
+    Parked, Retracted, TrackId, TrackInfo, Version, Write,
 };
 use crate::model::{
-    BlockRef, ChainId, ContentType, DeliveryId, EditId, EmissionId, EventPosition, Member, OutputName, PluginName,
-    SetName, StreamId, StreamName, StreamSpec,
+    BlockRef, ChainId, ContentType, DeliveryId, Edit, EditId, EmissionId, EventPosition, Member, OutputName,
+    PluginName, StreamId, StreamName, StreamSpec,
 };
 use crate::telemetry;
 
@@ -107,13 +107,18 @@ pub(super) fn block_ref(r: &Row<'_>, chain: ChainId, at: usize) -> rusqlite::Res
     })
 }
 
-fn member(r: &Row<'_>, at: usize) -> rusqlite::Result<Member> {
-    let bytes = r.get_ref(at)?.as_blob()?;
-    Member::from_slice(bytes).ok_or(rusqlite::Error::FromSqlConversionFailure(
-        at,
-        rusqlite::types::Type::Blob,
-        "a member of a watch set has neither 20 nor 32 bytes".into(),
-    ))
+/// Addresses from the column at `at`, other words from the next.
+fn members(r: &Row<'_>, at: usize) -> rusqlite::Result<Vec<Member>> {
+    let mut members = Vec::new();
+    for (at, len) in [(at, 20), (at + 1, 32)] {
+        let bytes = r.get_ref(at)?.as_blob()?;
+        let all = bytes.chunks(len).map(Member::from_slice).collect::<Option<Vec<_>>>();
+        let cut = || "a member of a watch set is cut off".into();
+        members.extend(
+            all.ok_or_else(|| rusqlite::Error::FromSqlConversionFailure(at, rusqlite::types::Type::Blob, cut()))?,
+        );
+    }
+    Ok(members)
 }
 
 /// A name that was checked before it was written.
@@ -700,47 +705,25 @@ impl Journal for SqliteJournal {
         })
     }
 
-    fn watched(&self, each: &mut dyn FnMut(Watched<'_>)) -> Result<()> {
+    fn edits(&self, each: &mut dyn FnMut(Edit)) -> Result<()> {
         self.read(|db| {
-            let mut sets: Vec<(i64, SetName)> = Vec::new();
-            let mut rows = db.prepare_cached("SELECT id, name FROM watch_set ORDER BY id")?;
-            for row in rows.query_map([], |r| Ok((r.get(0)?, name(r, 1)?)))? {
-                let (id, set) = row?;
-                each(Watched::Set(&set));
-                sets.push((id, set));
-            }
-            let mut edits = db.prepare_cached("SELECT id FROM watch_edit ORDER BY id")?;
-            for edit in edits.query_map([], |r| r.get(0))? {
-                each(Watched::Edit(EditId(edit?)));
-            }
-            let mut begins = db.prepare_cached("SELECT edit, chain, number FROM watch_begin")?;
-            let begin = |r: &Row<'_>| Ok((EditId(r.get(0)?), ChainId(r.get::<_, i64>(1)? as u64), r.get(2)?));
-            for row in begins.query_map([], begin)? {
-                let (edit, chain, number) = row?;
-                each(Watched::Begin(edit, chain, number));
-            }
-            for (id, set) in &sets {
-                let mut members =
-                    db.prepare_cached("SELECT member, since, until FROM watch_member WHERE watch_set = ?1")?;
-                let mut rows = members.query([id])?;
-                while let Some(r) = rows.next()? {
-                    let member = member(r, 0)?;
-                    each(Watched::Member(set, member, EditId(r.get(1)?), r.get::<_, Option<u32>>(2)?.map(EditId)));
-                }
+            let mut begins = db.prepare_cached("SELECT chain, number FROM watch_begin WHERE edit = ?1")?;
+            let mut edits = db.prepare_cached(
+                "SELECT id, watch_set, add_addresses, add_words, remove_addresses, remove_words FROM watch_edit ORDER BY id",
+            )?;
+            let mut rows = edits.query([])?;
+            while let Some(r) = rows.next()? {
+                let id: u32 = r.get(0)?;
+                let begins = begins.query_map([id], |r| Ok((ChainId(r.get::<_, i64>(0)? as u64), r.get(1)?)))?;
+                each(Edit {
+                    id: EditId(id),
+                    set: name(r, 1)?,
+                    begins: begins.collect::<rusqlite::Result<_>>()?,
+                    add: members(r, 2)?,
+                    remove: members(r, 4)?,
+                });
             }
             Ok(())
-        })
-    }
-
-    fn members(&self, set: &SetName, after: Option<&Member>, limit: usize) -> Result<Vec<Member>> {
-        let after = after.map_or(&[][..], Member::as_slice);
-        self.read(|db| {
-            db.prepare_cached(
-                "SELECT member FROM watch_member WHERE watch_set = (SELECT id FROM watch_set WHERE name = ?1)
-                 AND member > ?2 AND until IS NULL ORDER BY member LIMIT ?3",
-            )?
-            .query_map(params![set.as_str(), after, limit], |r| member(r, 0))?
-            .collect()
         })
     }
 

@@ -5,7 +5,7 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
 use super::sqlite::{blob, block_ref, moved, now_ms, position_code, to_json};
 use super::{Committed, ConsumerId, JournalError, LaneWrite, NewEntry, Step, TrackId, VersionWrite, Write};
-use crate::model::{BlockRef, ChainId, Edit, Op, PluginName, StreamId, StreamSpec};
+use crate::model::{BlockRef, ChainId, Edit, Member, Op, PluginName, StreamId, StreamSpec};
 
 type Result<T> = std::result::Result<T, JournalError>;
 
@@ -204,24 +204,33 @@ fn keep_undo(db: &Connection, s: &Step) -> Result<()> {
     Ok(())
 }
 
+/// Addresses, then other words, one behind the other.
+fn packed(members: &[Member]) -> (Vec<u8>, Vec<u8>) {
+    let (mut addresses, mut words) = (Vec::new(), Vec::new());
+    for member in members {
+        match member {
+            Member::Address(address) => addresses.extend_from_slice(address.as_slice()),
+            Member::Word(word) => words.extend_from_slice(word.as_slice()),
+        }
+    }
+    (addresses, words)
+}
+
 fn watch(db: &Connection, edit: &Edit, catch_up: &[(ConsumerId, u64, u64)]) -> Result<()> {
     let id = edit.id.0;
-    db.prepare_cached("INSERT OR IGNORE INTO watch_set (name) VALUES (?1)")?.execute([edit.set.as_str()])?;
-    let set: i64 =
-        db.prepare_cached("SELECT id FROM watch_set WHERE name = ?1")?.query_row([edit.set.as_str()], |r| r.get(0))?;
-    db.prepare_cached("INSERT INTO watch_edit VALUES (?1, ?2)")?.execute(params![id, now_ms()])?;
+    let (add, remove) = (packed(&edit.add), packed(&edit.remove));
+    db.prepare_cached("INSERT INTO watch_edit VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?.execute(params![
+        id,
+        edit.set.as_str(),
+        now_ms(),
+        add.0,
+        add.1,
+        remove.0,
+        remove.1
+    ])?;
     let mut begin = db.prepare_cached("INSERT INTO watch_begin VALUES (?1, ?2, ?3)")?;
     for (chain, number) in &edit.begins {
         begin.execute(params![id, chain.0 as i64, number])?;
-    }
-    let mut add = db.prepare_cached("INSERT INTO watch_member VALUES (?1, ?2, ?3, NULL)")?;
-    for member in &edit.add {
-        add.execute(params![set, member.as_slice(), id])?;
-    }
-    let mut remove =
-        db.prepare_cached("UPDATE watch_member SET until = ?3 WHERE watch_set = ?1 AND member = ?2 AND until IS NULL")?;
-    for member in &edit.remove {
-        remove.execute(params![set, member.as_slice(), id])?;
     }
     let mut back = db.prepare_cached("INSERT INTO catch_up VALUES (?1, ?2, ?3, ?4, ?5, ?4)")?;
     for (consumer, first, last) in catch_up {

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use super::consumer::FULL_RETRY;
 use super::{Input, Router};
 use crate::index::watch::Sets;
-use crate::journal::{Consumer, ConsumerId, Journal, JournalError, Watched, Write};
+use crate::journal::{Consumer, ConsumerId, Journal, JournalError, Write};
 use crate::model::{ChainId, Edit, EditId, Member, SetName};
 
 /// How a set is to change. Members that are there, or that are not, change nothing.
@@ -51,24 +51,17 @@ impl Edits {
     }
 }
 
-/// Reads every set back.
+/// Reads every set back, as its edits come to.
 pub fn load(journal: &dyn Journal) -> Result<Sets, JournalError> {
     let mut sets = Sets::default();
-    let mut last: Option<SetName> = None;
-    let mut id = None;
-    journal.watched(&mut |row| match row {
-        Watched::Set(name) => drop(sets.id(name)),
-        Watched::Edit(edit) => sets.edit(edit, []),
-        Watched::Begin(edit, chain, block) => sets.edit(edit, [(chain, block)]),
-        Watched::Member(name, member, since, until) => {
-            if last.as_ref() != Some(name) {
-                (last, id) = (Some(name.clone()), Some(sets.id(name)));
-            }
-            match (id, until) {
-                (Some(id), None) => drop(sets.add(id, member, since)),
-                (Some(id), Some(until)) => sets.was(id, member, since, until),
-                (None, _) => {}
-            }
+    journal.edits(&mut |edit| {
+        let set = sets.id(&edit.set);
+        sets.edit(edit.id, edit.begins);
+        for member in edit.add {
+            sets.add(set, member, edit.id);
+        }
+        for member in edit.remove {
+            sets.remove(set, member, edit.id);
         }
     })?;
     Ok(sets)

@@ -64,7 +64,12 @@ pub(super) async fn show(State(app): State<App>, Path(set): Path<String>, uri: U
     let after = params.text("after").map(str::parse::<Member>).transpose();
     let after = after.map_err(|e| Problem::bad(format!("after: {e}")))?;
     let name = known(&app, &set)?;
-    let members = app.read(move |journal| journal.members(&name, after.as_ref(), limit)).await?;
+    let sets = app.handle.sets.clone();
+    let page = tokio::task::spawn_blocking(move || {
+        let sets = sets.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        sets.get(&name).map_or(vec![], |id| sets.page(id, after, limit))
+    });
+    let members = page.await.map_err(|e| Problem(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
     let next = if members.len() == limit { members.last().map(ToString::to_string) } else { None };
     let items: Vec<String> = members.iter().map(ToString::to_string).collect();
     Ok(Json(json!({ "items": items, "next": next })).into_response())
@@ -115,9 +120,8 @@ pub(super) async fn replace(
     let (of, keep) = (set.clone(), whole.iter().copied().collect::<HashSet<_>>());
     let gone = tokio::task::spawn_blocking(move || {
         let sets = sets.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut now = sets.get(&of).map_or(vec![], |id| sets.members(id));
-        now.retain(|member| !keep.contains(member));
-        now
+        let now = sets.get(&of).map(|id| sets.members(id));
+        now.into_iter().flatten().filter(|member| !keep.contains(member)).collect::<Vec<_>>()
     });
     let gone = gone.await.map_err(|e| Problem(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
     change(&app, set, whole, gone, from).await

@@ -144,11 +144,8 @@ impl Journal for Memory {
     fn backlog(&self, _: TrackId, _: u64) -> Read<u64> {
         unreachable!()
     }
-    fn watched(&self, _: &mut dyn FnMut(crate::journal::Watched<'_>)) -> Result<(), JournalError> {
+    fn edits(&self, _: &mut dyn FnMut(Edit)) -> Result<(), JournalError> {
         Ok(())
-    }
-    fn members(&self, _: &SetName, _: Option<&Member>, _: usize) -> Result<Vec<Member>, JournalError> {
-        Ok(vec![])
     }
     fn catch_ups(&self, _: ConsumerId) -> Result<Vec<crate::journal::CatchUp>, JournalError> {
         Ok(vec![])

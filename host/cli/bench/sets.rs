@@ -17,7 +17,8 @@ use crate::journal::{Journal, Write};
 use crate::model::{Edit, EditId, EventKind, Member, Place, SetName, Subscription};
 use crate::router::edits;
 
-const LOGS: u32 = 200;
+/// Of as many addresses: more than a cache holds.
+const LOGS: u32 = 100_000;
 /// Of one edit, as the HTTP interface does it.
 const AT_ONCE: u64 = 2_000;
 
