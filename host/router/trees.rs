@@ -135,6 +135,7 @@ impl Chain {
         let consumer = &mut consumers[which];
         let finalized = follower.finalized().number;
         let first = replay[0].number;
+        let before = consumer.place.cursor;
         let canonical = |number: u64| replay[usize::try_from(number - first).expect("few blocks")];
         match next(&consumer.place, follower, finalized) {
             Next::Wait => return false,
@@ -162,10 +163,7 @@ impl Chain {
             }
             Next::Undo => consumer.undo(blocks, &canonical, knows_orphans),
         }
-        consumer.place.safe = finalized;
-        consumer.place.finalized = finalized;
-        let passed = consumer.place.cursor.map_or(0, |c| c.number).min(finalized);
-        consumer.forget(passed);
+        consumer.stepped(before, finalized);
         true
     }
 
@@ -186,9 +184,14 @@ impl Consumer {
         Self { place, one_in, state: 0, steps: vec![] }
     }
 
-    /// Undo is kept back to the finalized block that the consumer has passed.
-    pub(super) fn forget(&mut self, passed: u64) {
-        self.steps.retain(|(block, _)| block.number > passed);
+    /// A step forward tells the journal what is final: undo is kept back to there.
+    pub(super) fn stepped(&mut self, before: Option<BlockRef>, finalized: u64) {
+        let now = self.place.cursor.map_or(0, |cursor| cursor.number);
+        if before.is_some_and(|before| now < before.number) {
+            return;
+        }
+        (self.place.safe, self.place.finalized) = (finalized, finalized);
+        self.steps.retain(|(block, _)| block.number > now.min(finalized));
     }
 
     /// It holds what a replay of this chain gives.

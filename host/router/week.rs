@@ -279,6 +279,7 @@ impl Life {
             // What is final is so for everybody; above it the path tells.
             let canonical =
                 |number: u64| path.at(number).copied().unwrap_or_else(|| blocks[world.path[number as usize]]);
+            let before = consumer.place.cursor;
             match next(&consumer.place, path, finalized) {
                 Next::Wait => return,
                 Next::Mark => {}
@@ -307,10 +308,7 @@ impl Life {
                     continue;
                 }
             }
-            consumer.place.safe = finalized;
-            consumer.place.finalized = finalized;
-            let passed = consumer.place.cursor.map_or(0, |c| c.number).min(finalized);
-            consumer.forget(passed);
+            consumer.stepped(before, finalized);
         }
     }
 }
