@@ -51,6 +51,12 @@ pub const GAUGE_IDLE: Duration = Duration::from_secs(300);
 const UPKEEP: Duration = Duration::from_secs(5);
 
 const CHAIN_HEAD_BLOCK: &str = "chainweir_chain_head_block";
+const PROVIDER_WELL: &str = "chainweir_provider_well";
+const PROVIDER_HEAD_BLOCK: &str = "chainweir_provider_head_block";
+const PROVIDER_ANSWER_SECONDS: &str = "chainweir_provider_answer_seconds";
+const PROVIDER_REQUESTS: &str = "chainweir_provider_requests_total";
+const PROVIDER_ERRORS: &str = "chainweir_provider_errors_total";
+const PROVIDER_FALSE: &str = "chainweir_provider_false_answers_total";
 const CHAIN_LAG_BLOCKS: &str = "chainweir_chain_lag_blocks";
 const CHAIN_LAG_SECONDS: &str = "chainweir_chain_lag_seconds";
 const EVENTS: &str = "chainweir_events_total";
@@ -104,6 +110,22 @@ const METRICS: &[Metric] = &[
         Unit::Count,
         "Number of the newest block that the provider told of, by chain",
     ),
+    metric(
+        PROVIDER_WELL,
+        Kind::Gauge,
+        Unit::Count,
+        "1 while the provider is asked, 0 while it is left aside, by chain and provider",
+    ),
+    metric(PROVIDER_HEAD_BLOCK, Kind::Gauge, Unit::Count, "Number of the newest block that this provider told of"),
+    metric(PROVIDER_ANSWER_SECONDS, Kind::Gauge, Unit::Seconds, "Mean time of one answer of this provider"),
+    metric(PROVIDER_REQUESTS, Kind::Counter, Unit::Count, "Requests to this provider"),
+    metric(
+        PROVIDER_ERRORS,
+        Kind::Counter,
+        Unit::Count,
+        "Requests to this provider that failed or were refused for now",
+    ),
+    metric(PROVIDER_FALSE, Kind::Counter, Unit::Count, "Answers of this provider that were proven false"),
     metric(
         CHAIN_LAG_BLOCKS,
         Kind::Gauge,
@@ -287,6 +309,19 @@ pub fn picture(status: &Status) {
         if let Some(head) = &chain.head {
             gauge!(CHAIN_HEAD_BLOCK, "chain" => chain.chain.clone()).set(head.number as f64);
         }
+        for provider in &chain.providers {
+            let labels = [("chain", chain.chain.clone()), ("provider", provider.name.clone())];
+            gauge!(PROVIDER_WELL, &labels).set(if provider.state == "aside" { 0.0 } else { 1.0 });
+            if let Some(head) = provider.head {
+                gauge!(PROVIDER_HEAD_BLOCK, &labels).set(head as f64);
+            }
+            if let Some(ms) = provider.latency_ms {
+                gauge!(PROVIDER_ANSWER_SECONDS, &labels).set(ms / 1000.0);
+            }
+            counter!(PROVIDER_REQUESTS, &labels).absolute(provider.requests);
+            counter!(PROVIDER_ERRORS, &labels).absolute(provider.errors);
+            counter!(PROVIDER_FALSE, &labels).absolute(provider.false_answers);
+        }
     }
     for plugin in &status.plugins {
         for at in &plugin.chains {
@@ -307,7 +342,7 @@ pub fn picture(status: &Status) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{BlockStatus, ChainStatus, ConsumerStatus, OutputStatus, PluginStatus};
+    use crate::model::{BlockStatus, ChainStatus, ConsumerStatus, OutputStatus, PluginStatus, ProviderStatus};
 
     fn plugin() -> PluginName {
         PluginName::new("whale").unwrap()
@@ -333,6 +368,13 @@ mod tests {
             chains: vec![ChainStatus {
                 chain: "eip155:1".into(),
                 head: Some(BlockStatus { number: 99, ..Default::default() }),
+                providers: vec![ProviderStatus {
+                    name: "wss://a".into(),
+                    state: "aside".into(),
+                    head: Some(98),
+                    latency_ms: Some(2.0),
+                    ..Default::default()
+                }],
                 ..Default::default()
             }],
             plugins: vec![PluginStatus {
@@ -371,6 +413,7 @@ mod tests {
             "chainweir_reorg_depth_blocks_bucket{chain=\"eip155:1\",le=\"8\"} 1",
             "chainweir_reorg_depth_blocks_bucket{chain=\"eip155:1\",le=\"5\"} 0",
             "chainweir_chain_head_block{chain=\"eip155:1\"} 99",
+            "chainweir_provider_well{chain=\"eip155:1\",provider=\"wss://a\"} 0",
             "chainweir_lane_backlog{output=\"orders\"} 5",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");

@@ -9,6 +9,7 @@ mod crash;
 mod dev;
 mod examples;
 mod factories;
+mod faults;
 mod hostile;
 mod isolation;
 mod journal;

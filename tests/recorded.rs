@@ -93,7 +93,7 @@ async fn session(name: &str) -> Option<Session> {
 impl Session {
     async fn start(&self, first: u64, depth: u64) -> Process {
         let config = format!(
-            "[chain.polygon]\nrpc = \"{}\"\npoll_ms = 20\nstart = {first}\nfinality = {{ depth = {depth} }}\n\
+            "[chain.polygon]\nrpc = \"{}\"\nverify = \"bloom\"\npoll_ms = 20\nstart = {first}\nfinality = {{ depth = {depth} }}\n\
              [output.rows]\ntype = \"sqlite\"\npath = \"rows.db\"\n\
              [[route]]\nfrom = \"erc20-transfers.transfers\"\nto = [\"rows\"]\n",
             self.server.url

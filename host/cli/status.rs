@@ -61,6 +61,20 @@ fn text(status: &Status) -> String {
         rows.push(row(&[&chain.name, &chain.chain, &chain.state, &head, &finalized, &chain.reorgs.to_string(), why]));
     }
     say(format!("\n{}", columns(&rows).trim_end()));
+    // One that is well and alone needs no table of its own.
+    let worth = |p: &&crate::model::ProviderStatus| p.state != "well" || p.false_answers > 0;
+    if status.chains.iter().any(|c| c.providers.len() > 1 || c.providers.iter().any(|p| worth(&p))) {
+        let mut rows =
+            vec![row(&["PROVIDER", "CHAIN", "STATE", "HEAD", "ANSWERS IN", "REQUESTS", "ERRORS", "FALSE", ""])];
+        for (chain, p) in status.chains.iter().flat_map(|c| c.providers.iter().map(move |p| (c, p))) {
+            let head = p.head.map_or("-".into(), |head| head.to_string());
+            let time = p.latency_ms.map_or("-".into(), |ms| format!("{ms:.0} ms"));
+            let [requests, errors, lies] = [p.requests, p.errors, p.false_answers].map(|n| n.to_string());
+            let why = p.why.as_deref().unwrap_or_default();
+            rows.push(row(&[&p.name, &chain.name, &p.state, &head, &time, &requests, &errors, &lies, why]));
+        }
+        say(format!("\n{}", columns(&rows).trim_end()));
+    }
     say(format!("\n{}", plugins(status).trim_end()));
     for file in status.refused_alone() {
         say(format!("refused file {}: {}", file.file, file.why));

@@ -54,6 +54,28 @@ pub struct ChainStatus {
     pub safe: Option<u64>,
     pub finalized: Option<BlockStatus>,
     pub reorgs: u64,
+    /// In order of preference; empty for a recording.
+    pub providers: Vec<ProviderStatus>,
+}
+
+/// One of a chain's providers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProviderStatus {
+    /// Scheme and host.
+    pub name: String,
+    /// `well`, `limited` (it said "too many"), `aside`.
+    pub state: String,
+    pub why: Option<String>,
+    /// The number of the newest block that it told of.
+    pub head: Option<u64>,
+    /// Of one answer, at the mean.
+    pub latency_ms: Option<f64>,
+    pub requests: u64,
+    /// Requests that failed, or were refused for now.
+    pub errors: u64,
+    /// Answers that contradicted a header, or each other.
+    #[serde(rename = "false")]
+    pub false_answers: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -5,7 +5,7 @@
 //! a person.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt};
 use tokio::sync::{Notify, mpsc};
@@ -20,6 +20,8 @@ use crate::telemetry::{self, SourceErrorKind};
 const LONGEST_WALK: u64 = 512;
 /// Headers asked for at the same time when a path begins.
 const HEADERS_AT_ONCE: usize = 16;
+/// Final and safe blocks may move while the head stands still (a rollup's batches are final later): asked at least so often.
+const SETTLE_EVERY: Duration = Duration::from_secs(10);
 const RETRY_MS: [u64; 6] = [100, 500, 1_000, 2_000, 5_000, 10_000];
 
 /// What a chain's task says.
@@ -87,8 +89,10 @@ impl Follow {
         let mut path: Option<Follower> = None;
         let mut safe = 0;
         let mut failures = 0;
+        // When finality is to be asked for; `None` at once.
+        let mut settled = None;
         loop {
-            match self.round(&mut path, &mut safe).await {
+            match self.round(&mut path, &mut safe, &mut settled).await {
                 Ok(()) => {
                     if failures > 0 {
                         failures = 0;
@@ -148,19 +152,25 @@ impl Follow {
         self.news.send((self.name.clone(), news)).await.map_err(|_| Stop::Gone)
     }
 
-    async fn round(&mut self, path: &mut Option<Follower>, safe: &mut u64) -> Result<(), Stop> {
+    async fn round(
+        &mut self,
+        path: &mut Option<Follower>,
+        safe: &mut u64,
+        settled: &mut Option<Instant>,
+    ) -> Result<(), Stop> {
         let head = self.source.head().await?;
         let near = path.as_mut().filter(|p| head.number <= p.tip().number.saturating_add(LONGEST_WALK));
         let Some(path) = near else {
             let (begun, begun_safe) = self.anchor(&head, path.as_ref().map(Follower::finalized)).await?;
             *safe = begun_safe;
             *path = Some(begun.clone());
+            *settled = Some(Instant::now());
             return self.tell(News::Anchored { path: begun, safe: *safe }).await;
         };
         let mut branch = vec![head];
-        let changed = loop {
+        loop {
             match path.offer(&branch) {
-                Offer::Nothing => break false,
+                Offer::Nothing => break,
                 Offer::Need { hash, number } => {
                     let block = self.source.by_hash(hash).await?;
                     if block.number != number || block.hash != hash {
@@ -172,13 +182,16 @@ impl Follow {
                 Offer::Changed(updates) => {
                     // Before anything else is asked: every round trip here is added latency.
                     self.tell(News::Changed { path: path.clone(), updates, safe: *safe }).await?;
-                    break true;
+                    *settled = None;
+                    break;
                 }
                 Offer::Halt(halt) => return Err(halt.into()),
             }
-        };
-        if changed || matches!(self.finality, Finality::Tags) {
+        }
+        let waits = matches!(self.finality, Finality::Tags) && path.finalized() != path.tip();
+        if settled.is_none_or(|at| waits && at.elapsed() >= SETTLE_EVERY) {
             self.settle(path, safe).await?;
+            *settled = Some(Instant::now());
         }
         Ok(())
     }
@@ -189,8 +202,7 @@ impl Follow {
         let mut updates = Vec::new();
         match self.finality {
             Finality::Tags => {
-                let finalized = self.tag(Tag::Finalized).await?;
-                let safe_block = self.tag(Tag::Safe).await?;
+                let (finalized, safe_block) = futures::try_join!(self.tag(Tag::Finalized), self.tag(Tag::Safe))?;
                 updates.extend(path.finalize(&finalized)?);
                 if path.is_canonical(&safe_block) {
                     *safe = (*safe).max(safe_block.number);
@@ -234,8 +246,8 @@ impl Follow {
     async fn anchor(&self, head: &BlockRef, ours: Option<BlockRef>) -> Result<(Follower, u64), Stop> {
         let (mut finalized, mut safe) = match self.finality {
             Finality::Tags => {
-                let finalized = self.tag(Tag::Finalized).await?;
-                (finalized, self.tag(Tag::Safe).await?.number)
+                let (finalized, safe) = futures::try_join!(self.tag(Tag::Finalized), self.tag(Tag::Safe))?;
+                (finalized, safe.number)
             }
             Finality::Depth(depth) => {
                 let number = head.number.saturating_sub(depth).max(self.source.first().unwrap_or(0));

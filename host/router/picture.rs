@@ -65,6 +65,7 @@ impl Router {
             safe: chain.path.as_ref().map(|_| chain.safe),
             finalized: chain.path.as_ref().map(|p| show(&p.finalized())),
             reorgs: chain.reorgs,
+            providers: chain.source.as_ref().map(|source| source.providers()).unwrap_or_default(),
         }
     }
 

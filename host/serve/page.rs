@@ -94,6 +94,18 @@ fn page(html: &mut String, status: &Status, streams: &[StreamInfo]) -> fmt::Resu
         let number = |b: &Option<crate::model::BlockStatus>| b.as_ref().map_or("-".into(), |b| b.number.to_string());
         write!(html, "<td>{}<td>{}<td>{}", number(&c.head), number(&c.finalized), c.reorgs)?;
     }
+    if status.chains.iter().any(|c| !c.providers.is_empty()) {
+        html.push_str(
+            "</table><h2>Providers</h2><table><tr><th>Provider<th>Chain<th>State<th>Head<th>Answers in<th>Requests<th>Errors<th>False",
+        );
+    }
+    for (c, p) in status.chains.iter().flat_map(|c| c.providers.iter().map(move |p| (c, p))) {
+        write!(html, "<tr><td>{}<td>{}<td>", Text(&p.name), Text(&c.name))?;
+        state(html, &p.state, &["well", "limited"], p.why.as_deref())?;
+        let head = p.head.map_or("-".into(), |head| head.to_string());
+        let time = p.latency_ms.map_or("-".into(), |ms| format!("{ms:.0} ms"));
+        write!(html, "<td>{head}<td>{time}<td>{}<td>{}<td>{}", p.requests, p.errors, p.false_answers)?;
+    }
     html.push_str(
         "</table><h2>Plugins</h2><table><tr><th>Plugin<th>Chain<th>State<th>Block<th>Behind<th>Events<th>Emissions<th>Faults",
     );

@@ -8,11 +8,17 @@
 
 mod archive;
 pub mod classify;
+mod headers;
+mod health;
+mod ipc;
+mod limits;
 pub mod parquet;
+mod pool;
 pub mod record;
 pub mod recorded;
 pub mod rpc;
 mod rpc_range;
+mod rpc_watch;
 mod transport;
 pub mod wire;
 
@@ -23,7 +29,7 @@ use std::time::Duration;
 use alloy_primitives::B256;
 use futures::future::BoxFuture;
 
-use crate::model::{Block, BlockRef, ChainId, Wanted};
+use crate::model::{Block, BlockRef, ChainId, ProviderStatus, Wanted};
 
 /// Why a read did not succeed, named by what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -80,6 +86,11 @@ pub trait Source: Send + Sync + 'static {
     /// Returns when the head may have changed. A hint: it may come late, twice, or for nothing, but a
     /// source returns from here at least once in its polling interval.
     async fn changed(&self);
+
+    /// Who is asked, and how they do: for `status`.
+    fn providers(&self) -> Vec<ProviderStatus> {
+        vec![]
+    }
 
     /// The lowest block of a recording; `None` for a live chain, which goes back to its genesis.
     fn first(&self) -> Option<u64> {

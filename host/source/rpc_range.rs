@@ -24,6 +24,8 @@ use crate::proof;
 const HEADERS_AT_ONCE: usize = 32;
 /// One of many questions is asked so often before all that was asked beside it is thrown away.
 const TRIES: u32 = 5;
+/// Blocks in one answer where each one's header is looked at first.
+const PROVEN_AT_ONCE: u64 = 256;
 /// Blocks in one answer where each is asked for by itself.
 const BLOCKS_AT_ONCE: u64 = 32;
 
@@ -45,6 +47,9 @@ impl Inner {
         }
         if !wanted.logs {
             return Ok(Range { blocks: Vec::new(), to: self.header(ep, Place::Number(to)).await?.at(self.chain) });
+        }
+        if self.proves_logs() {
+            return self.by_blooms(ep, from, to.min(from + PROVEN_AT_ONCE - 1), wanted).await;
         }
         let mut span = self.span.load(Ordering::Relaxed).clamp(1, self.max_range);
         loop {
@@ -82,6 +87,23 @@ impl Inner {
         linked(blocks.iter().map(Block::at))?;
         let to = blocks.last().map(Block::at).ok_or_else(|| Fail::Other("an empty range was asked for".into()))?;
         Ok(Range { blocks, to })
+    }
+
+    /// Each block's header; and whole, with its receipts, each block whose bloom does not exclude what is wanted. What a
+    /// filter would answer adds nothing to that.
+    async fn by_blooms(&self, ep: &Endpoint, from: u64, to: u64, wanted: &Wanted) -> Result<Range, Fail> {
+        let asked = futures::stream::iter(from..=to).map(|n| self.header_patiently(ep, n));
+        let headers: Vec<WireBlock> = asked.buffered(HEADERS_AT_ONCE).try_collect().await?;
+        linked(headers.iter().map(|h| h.at(self.chain)))?;
+        let last = headers.last().map(|h| h.at(self.chain)).ok_or_else(|| Fail::Other("no header".into()))?;
+        let asked: Vec<_> = headers
+            .iter()
+            .filter(|h| !h.excludes(wanted, &self.quirks))
+            .map(|h| self.whole(ep, Place::Hash(h.hash), wanted))
+            .collect();
+        let mut blocks: Vec<Block> = futures::stream::iter(asked).buffered(AT_ONCE).try_collect().await?;
+        blocks.retain(|block| !block.logs.is_empty());
+        Ok(Range { blocks, to: last })
     }
 
     async fn header_patiently(&self, ep: &Endpoint, number: u64) -> Result<WireBlock, Fail> {

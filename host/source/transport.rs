@@ -1,10 +1,12 @@
-//! One provider: its connection, its health, and what it says. `rpc -> [endpoint] -> the node`.
+//! One provider: its connection and what it says. `pool -> [endpoint] -> the node`.
 //!
-//! Knows JSON-RPC calls and nothing of blocks. A URL may hold a key: what leaves here names scheme and host
-//! alone, whatever the library below puts into its errors.
+//! Knows JSON-RPC calls and nothing of blocks, nor of other providers. A URL may hold a key: what leaves here names scheme
+//! and host alone, whatever the library below puts into its errors.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use alloy_primitives::{B256, U64};
@@ -18,6 +20,8 @@ use serde_json::value::RawValue;
 use url::Url;
 
 use super::classify::{Asks, Hint, classify};
+use super::ipc::Ipc;
+use super::limits::{Gate, Importance};
 use crate::model::ChainId;
 
 /// What a call came to, if not to an answer.
@@ -44,54 +48,107 @@ pub(super) enum Fail {
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MOST: Duration = Duration::from_secs(10);
 const AGAIN_AFTER: Duration = Duration::from_millis(50);
-/// Rate limits are waited for so often within one call, with doubling waits: 0.25 s to 2 s.
+/// Rate limits are waited for so often within one call.
 const LIMIT_TRIES: u32 = 4;
 /// The largest answer over WebSocket: receipts of the largest blocks are some 20 MiB.
 const ANSWER_MOST: usize = 256 << 20;
 
-pub(super) struct Endpoint {
-    url: Url,
+/// A provider as the configuration has it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Setting {
+    pub url: String,
+    pub per_second: Option<f64>,
+    pub concurrency: Option<usize>,
+    pub headers: reqwest::header::HeaderMap,
+}
+
+enum Way {
+    WebSocket,
+    Http,
+    Ipc(PathBuf),
+}
+
+pub(super) struct Provider {
+    /// Its place in the configuration's order of preference.
+    pub index: usize,
     /// Scheme and host: all that may be shown.
     pub shown: String,
+    url: Url,
+    way: Way,
     timeout: Duration,
     headers: reqwest::header::HeaderMap,
     expect: Mutex<Option<ChainId>>,
     client: tokio::sync::Mutex<Option<RpcClient>>,
     failures: AtomicU32,
     retry_at: Mutex<Option<Instant>>,
+    pub gate: Gate,
+    pub requests: AtomicU64,
+    pub errors: AtomicU64,
     pub no_block_receipts: AtomicBool,
 }
 
-impl Endpoint {
-    pub fn new(
-        url: &str,
-        timeout: Duration,
-        headers: reqwest::header::HeaderMap,
-        expect: Option<ChainId>,
-    ) -> Result<Self, String> {
+/// A provider as one operation asks it.
+pub(super) struct Endpoint {
+    provider: Arc<Provider>,
+    importance: Importance,
+    /// Nobody else can be asked: what passes is waited for here.
+    patient: bool,
+}
+
+impl Deref for Endpoint {
+    type Target = Provider;
+
+    fn deref(&self) -> &Provider {
+        &self.provider
+    }
+}
+
+impl Provider {
+    pub fn new(index: usize, setting: Setting, timeout: Duration, expect: Option<ChainId>) -> Result<Self, String> {
+        let Setting { url, per_second, concurrency, headers } = setting;
         // The text itself is not repeated: it may be a key.
-        let url = Url::parse(url).map_err(|e| format!("an rpc URL cannot be read: {e}"))?;
-        if !matches!(url.scheme(), "ws" | "wss" | "http" | "https") {
-            return Err(format!("an rpc URL has the scheme {:?}; use ws, wss, http or https", url.scheme()));
-        }
-        let host = url.host_str().ok_or("an rpc URL has no host")?;
+        let url = match url.strip_prefix('/') {
+            Some(_) => Url::from_file_path(&url).map_err(|()| "an rpc path cannot be read".to_owned())?,
+            None => Url::parse(&url).map_err(|e| format!("an rpc URL cannot be read: {e}"))?,
+        };
+        let host = || Ok::<_, String>(url.host_str().ok_or("an rpc URL has no host")?.to_owned());
         let port = url.port().map(|p| format!(":{p}")).unwrap_or_default();
-        let shown = format!("{}://{host}{port}", url.scheme());
+        let (way, shown) = match url.scheme() {
+            "ws" | "wss" => (Way::WebSocket, format!("{}://{}{port}", url.scheme(), host()?)),
+            "http" | "https" => (Way::Http, format!("{}://{}{port}", url.scheme(), host()?)),
+            "ipc" | "file" => {
+                let path = PathBuf::from(url.path());
+                (Way::Ipc(path.clone()), format!("ipc://{}", path.display()))
+            }
+            other => {
+                return Err(format!("an rpc URL has the scheme {other:?}; use ws, wss, http, https or ipc"));
+            }
+        };
         Ok(Self {
-            url,
+            index,
             shown,
+            url,
+            way,
             timeout,
             headers,
             expect: Mutex::new(expect),
             client: tokio::sync::Mutex::new(None),
             failures: AtomicU32::new(0),
             retry_at: Mutex::new(None),
+            gate: Gate::new(concurrency, per_second),
+            requests: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
             no_block_receipts: AtomicBool::new(false),
         })
     }
 
-    pub fn is_websocket(&self) -> bool {
-        matches!(self.url.scheme(), "ws" | "wss")
+    pub fn asked(self: &Arc<Self>, importance: Importance, patient: bool) -> Arc<Endpoint> {
+        Arc::new(Endpoint { provider: self.clone(), importance, patient })
+    }
+
+    /// It tells of new heads by itself.
+    pub fn subscribes(&self) -> bool {
+        !matches!(self.way, Way::Http)
     }
 
     pub fn expect(&self, chain: ChainId) {
@@ -114,24 +171,29 @@ impl Endpoint {
 
     async fn connect(&self) -> Result<RpcClient, Fail> {
         let dead = |e: &dyn std::fmt::Display| Fail::Dead(self.redact(&format!("no connection: {e}")));
-        let client = if self.is_websocket() {
-            let config =
-                WebSocketConfig::default().max_message_size(Some(ANSWER_MOST)).max_frame_size(Some(ANSWER_MOST));
-            // One try: reconnecting is decided here, where other providers are known of.
-            let connect = WsConnect::new(self.url.as_str()).with_config(config).with_max_retries(1);
-            let opening = ClientBuilder::default().ws(connect);
-            tokio::time::timeout(self.timeout, opening)
-                .await
-                .map_err(|_| dead(&format!("no answer in {} ms", self.timeout.as_millis())))?
-                .map_err(|e| dead(&e))?
-        } else {
-            let http = reqwest::Client::builder()
-                .timeout(self.timeout)
-                .default_headers(self.headers.clone())
-                .redirect(reqwest::redirect::Policy::none())
-                .build()
-                .map_err(|e| dead(&e.without_url()))?;
-            ClientBuilder::default().http_with_client(http, self.url.clone())
+        let late = |_| dead(&format!("no answer in {} ms", self.timeout.as_millis()));
+        let client = match &self.way {
+            Way::WebSocket => {
+                let config =
+                    WebSocketConfig::default().max_message_size(Some(ANSWER_MOST)).max_frame_size(Some(ANSWER_MOST));
+                // One try: reconnecting is decided here, where other providers are known of.
+                let connect = WsConnect::new(self.url.as_str()).with_config(config).with_max_retries(1);
+                let opening = ClientBuilder::default().ws(connect);
+                tokio::time::timeout(self.timeout, opening).await.map_err(late)?.map_err(|e| dead(&e))?
+            }
+            Way::Ipc(path) => {
+                let opening = ClientBuilder::default().pubsub(Ipc(path.clone()));
+                tokio::time::timeout(self.timeout, opening).await.map_err(late)?.map_err(|e| dead(&e))?
+            }
+            Way::Http => {
+                let http = reqwest::Client::builder()
+                    .timeout(self.timeout)
+                    .default_headers(self.headers.clone())
+                    .redirect(reqwest::redirect::Policy::none())
+                    .build()
+                    .map_err(|e| dead(&e.without_url()))?;
+                ClientBuilder::default().http_with_client(http, self.url.clone())
+            }
         };
         let id = self.ask(&client, "eth_chainId", &serde_json::json!([])).await?;
         let id: U64 = serde_json::from_str(id.get())
@@ -224,50 +286,73 @@ impl Endpoint {
         *self.client.lock().await = None;
     }
 
-    /// One call. Rate limits are waited for a while; a connection that fails is dropped.
-    pub async fn call(&self, method: &'static str, params: Value) -> Result<Box<RawValue>, Fail> {
-        let (mut tries, mut again) = (0, false);
-        loop {
-            let client = self.client().await?;
-            let answer = self.ask(&client, method, &params).await;
-            match &answer {
-                // Once more, over a new connection: an operation of many calls must not fall with one of them.
-                Err(Fail::Dead(_) | Fail::Other(_)) if !again => {
-                    again = true;
-                    if matches!(answer, Err(Fail::Dead(_))) {
-                        self.reset().await;
-                    }
-                    tokio::time::sleep(jitter(AGAIN_AFTER)).await;
-                    continue;
-                }
-                Err(Fail::Dead(_)) => {
-                    self.reset().await;
-                    self.failed();
-                }
-                Err(Fail::Limited { after, .. }) if tries < LIMIT_TRIES => {
-                    let wait = after.unwrap_or(Duration::from_millis(250 << tries));
-                    if wait <= self.timeout {
-                        tries += 1;
-                        tokio::time::sleep(jitter(wait)).await;
-                        continue;
-                    }
-                }
-                _ => {
-                    self.failures.store(0, Ordering::Relaxed);
-                    *self.retry_at.lock().expect("no panic while held") = None;
-                }
-            }
-            return answer;
-        }
-    }
-
     pub async fn subscribe(&self) -> Result<RawSubscription, Fail> {
         let client = self.client().await?;
         let id = self.ask(&client, "eth_subscribe", &serde_json::json!(["newHeads"])).await?;
         let id: B256 =
             serde_json::from_str(id.get()).map_err(|e| Fail::Other(self.redact(&format!("eth_subscribe: {e}"))))?;
-        let frontend = client.pubsub_frontend().ok_or_else(|| Fail::Other("not a WebSocket".into()))?;
+        let frontend = client.pubsub_frontend().ok_or_else(|| Fail::Other("it has no subscriptions".into()))?;
         frontend.get_subscription(id).await.map_err(|e| Fail::Dead(self.redact(&e.to_string())))
+    }
+}
+
+impl Endpoint {
+    /// One call. What passes is waited for where nobody else can be asked; a connection that fails is dropped.
+    pub async fn call(&self, method: &'static str, params: Value) -> Result<Box<RawValue>, Fail> {
+        let (mut limits, mut again) = (0, false);
+        let patience = if self.patient { self.timeout } else { Duration::ZERO };
+        loop {
+            let client = self.client().await?;
+            let pass = self.gate.enter(self.importance, patience).await.map_err(|rest| Fail::Limited {
+                why: format!(
+                    "{}: {method}: it said \"too many\", and is asked again in {} ms",
+                    self.shown,
+                    rest.as_millis()
+                ),
+                after: Some(rest),
+            })?;
+            self.requests.fetch_add(1, Ordering::Relaxed);
+            let answer = self.ask(&client, method, &params).await;
+            match &answer {
+                Err(Fail::Dead(_) | Fail::Other(_) | Fail::Limited { .. }) => {
+                    self.errors.fetch_add(1, Ordering::Relaxed);
+                }
+                _ => {
+                    pass.answered();
+                    self.failures.store(0, Ordering::Relaxed);
+                    *self.retry_at.lock().expect("no panic while held") = None;
+                    return answer;
+                }
+            }
+            match &answer {
+                Err(Fail::Limited { after, .. }) => {
+                    pass.limited(*after);
+                    if self.patient && limits < LIMIT_TRIES {
+                        limits += 1;
+                        continue;
+                    }
+                }
+                Err(fail) => {
+                    let dead = matches!(fail, Fail::Dead(_));
+                    if dead {
+                        pass.failed();
+                        self.reset().await;
+                    }
+                    // Once more, over a new connection: an operation of many calls must not fall with one of them.
+                    if self.patient && !again {
+                        again = true;
+                        drop(pass);
+                        tokio::time::sleep(jitter(AGAIN_AFTER)).await;
+                        continue;
+                    }
+                    if dead {
+                        self.failed();
+                    }
+                }
+                Ok(_) => {}
+            }
+            return answer;
+        }
     }
 
     pub async fn chain(&self) -> Result<ChainId, Fail> {
@@ -289,7 +374,10 @@ mod tests {
     #[test]
     fn no_part_of_a_url_but_scheme_and_host_is_shown() {
         let url = "wss://user:passw0rd@node.example:8546/v2/s3cretKey123?token=abcdef99";
-        let e = Endpoint::new(url, Duration::from_secs(1), Default::default(), None).unwrap();
+        let of = |url: &str| {
+            Provider::new(0, Setting { url: url.into(), ..Default::default() }, Duration::from_secs(1), None)
+        };
+        let e = of(url).unwrap();
         for text in [
             format!("error sending request for url ({url})"),
             "bad key s3cretKey123 of user with passw0rd, token=abcdef99".into(),
@@ -300,7 +388,8 @@ mod tests {
                 assert!(!shown.contains(secret), "{shown}");
             }
         }
-        let refused = Endpoint::new("ftp://a/s3cretKey123", Duration::from_secs(1), Default::default(), None);
-        assert!(!refused.err().unwrap().contains("s3cret"));
+        assert!(!of("ftp://a/s3cretKey123").err().unwrap().contains("s3cret"));
+        assert_eq!(of("/run/node.ipc").unwrap().shown, "ipc:///run/node.ipc");
+        assert_eq!(of("ipc:///run/node.ipc").unwrap().shown, "ipc:///run/node.ipc");
     }
 }

@@ -84,6 +84,8 @@ const PLAIN_HEADERS: &[u64] = &[10, 100, 8453, 42161, 42170, 421614];
 
 #[derive(Clone, Debug)]
 pub enum Listed {
+    /// Only the header is known.
+    Unknown,
     Hashes(Vec<B256>),
     Full(Vec<Told>),
 }
@@ -226,13 +228,24 @@ fn parse_header(json: &str, claimed: B256) -> Result<Parsed, Trouble> {
 
 /// The verified place of a block, without a look at its transactions.
 pub fn place(json: &str, chain: ChainId, quirks: &Quirks, doubts: &mut Vec<String>) -> Result<BlockRef, Trouble> {
-    let told: Hashed = serde_json::from_str(json).map_err(|e| unreadable("the header", &e))?;
-    let Parsed { header, own, foreign } = parse_header(json, told.hash)?;
-    let transactions = Listed::Hashes(vec![]);
-    WireBlock { hash: told.hash, header, own, foreign, transactions, withdrawals: None }.verify(chain, quirks, doubts)
+    WireBlock::parse_header(json)?.verify(chain, quirks, doubts)
 }
 
 impl WireBlock {
+    /// The header alone: of a block, or as a subscription tells it.
+    pub fn parse_header(json: &str) -> Result<Self, Trouble> {
+        let Hashed { hash } = serde_json::from_str(json).map_err(|e| unreadable("the header", &e))?;
+        let Parsed { header, own, foreign } = parse_header(json, hash)?;
+        Ok(Self { hash, header, own, foreign, transactions: Listed::Unknown, withdrawals: None })
+    }
+
+    /// Its header alone.
+    pub fn bare(&self) -> Self {
+        let (header, foreign) = (self.header.clone(), self.foreign.clone());
+        let transactions = Listed::Unknown;
+        Self { hash: self.hash, header, own: self.own, foreign, transactions, withdrawals: None }
+    }
+
     pub fn parse(json: &str) -> Result<Self, Trouble> {
         let outer: Outer = serde_json::from_str(json).map_err(|e| unreadable("the block", &e))?;
         let Parsed { header, own, foreign } = parse_header(json, outer.hash)?;
@@ -258,6 +271,7 @@ impl WireBlock {
 
     pub fn hash_at(&self, index: usize) -> Option<B256> {
         match &self.transactions {
+            Listed::Unknown => None,
             Listed::Hashes(all) => all.get(index).copied(),
             Listed::Full(all) => all.get(index).map(|t| t.hash),
         }
@@ -265,6 +279,7 @@ impl WireBlock {
 
     pub fn count(&self) -> usize {
         match &self.transactions {
+            Listed::Unknown => 0,
             Listed::Hashes(all) => all.len(),
             Listed::Full(all) => all.len(),
         }
@@ -399,7 +414,8 @@ pub fn logs_of(block: &WireBlock, logs: Vec<WireLog>) -> Result<Vec<Log>, Troubl
             )));
         }
         let log = log.into_model()?;
-        if block.hash_at(log.transaction_index as usize) != Some(log.transaction_hash) {
+        let listed = !matches!(block.transactions, Listed::Unknown);
+        if listed && block.hash_at(log.transaction_index as usize) != Some(log.transaction_hash) {
             return Err(Trouble::False(format!(
                 "log {} names transaction {} at place {}, where the block has another",
                 log.index, log.transaction_hash, log.transaction_index
@@ -535,8 +551,9 @@ pub fn assemble(
     };
     let logs = if wanted.logs { take_logs(&block, logs, receipts.as_ref(), wanted, quirks)? } else { Vec::new() };
     let transactions = match &block.transactions {
-        _ if !(wanted.transactions || wanted.receipts) || block.count() == 0 => Vec::new(),
-        Listed::Hashes(_) => return Err(Trouble::Lacks("transactions")),
+        _ if !(wanted.transactions || wanted.receipts) => Vec::new(),
+        Listed::Hashes(all) if all.is_empty() => Vec::new(),
+        Listed::Unknown | Listed::Hashes(_) => return Err(Trouble::Lacks("transactions")),
         Listed::Full(listed) => {
             let all = check_transactions(&block, listed, quirks, doubts)?;
             take_transactions(chain, &block, all, receipts.as_ref())?
@@ -549,7 +566,10 @@ pub fn assemble(
         gas_limit: h.gas_limit,
         base_fee: h.base_fee_per_gas,
         beneficiary: h.beneficiary,
-        transaction_count: u32::try_from(block.count()).ok(),
+        transaction_count: match block.transactions {
+            Listed::Unknown => None,
+            _ => u32::try_from(block.count()).ok(),
+        },
     };
     Ok(Block { header, transactions, transfers: Vec::new(), logs })
 }

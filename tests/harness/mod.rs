@@ -9,6 +9,7 @@ pub mod builds;
 pub mod cable;
 pub mod chain;
 pub mod fake_node;
+pub mod fault_proxy;
 pub mod guests;
 pub mod nats;
 pub mod postgres;
