@@ -1,14 +1,16 @@
 //! A header's roots prove its lists: transactions, withdrawals, receipts.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
 use alloy_consensus::proofs::{calculate_withdrawals_root, ordered_trie_root_encoded, ordered_trie_root_with_encoder};
-use alloy_consensus::transaction::SignerRecoverable;
 use alloy_consensus::{Eip658Value, TxEnvelope};
 use alloy_eips::eip2718::Encodable2718;
 use alloy_eips::eip4895::Withdrawal;
 use alloy_primitives::{Address, B256, Bloom, keccak256};
 use alloy_rlp::{Encodable, Header};
+use secp256k1::ecdsa::{RecoverableSignature, RecoveryId};
+use secp256k1::{Message, Secp256k1, VerifyOnly};
 
 use super::logs::Blooms;
 use super::{Check, Contradiction, Quirks, Verdict, false_if, unsigned};
@@ -49,10 +51,8 @@ pub fn transactions(transactions: &[(&Form, B256, Address)], root: B256, quirks:
         false_if(own != *hash, || format!("transaction {hash} hashes to {own}"))?;
         match form {
             Form::Signed(envelope) => {
-                // The signing hash is computed from the fields. "Unchecked" allows the high s values of before Homestead.
-                let Ok(signer) = envelope.recover_signer_unchecked() else {
-                    return Err(Contradiction(format!("transaction {hash} has no valid signature")));
-                };
+                let signer = signer(envelope)
+                    .ok_or_else(|| Contradiction(format!("transaction {hash} has no valid signature")))?;
                 false_if(signer != *from, || format!("transaction {hash} is signed by {signer}, not by {from}"))?;
             }
             Form::Unsigned(_) => {
@@ -64,6 +64,17 @@ pub fn transactions(transactions: &[(&Form, B256, Address)], root: B256, quirks:
         }
     }
     Ok(Check::Holds)
+}
+
+/// Who signed it (Yellow Paper, appendix F). The hash is computed from the fields. High s values are recovered too: before
+/// Homestead they were allowed.
+fn signer(envelope: &TxEnvelope) -> Option<Address> {
+    static CURVE: LazyLock<Secp256k1<VerifyOnly>> = LazyLock::new(Secp256k1::verification_only);
+    let signature = envelope.signature();
+    let rs = [signature.r().to_be_bytes::<32>(), signature.s().to_be_bytes::<32>()].concat();
+    let rs = RecoverableSignature::from_compact(&rs, RecoveryId::from_u8_masked(signature.v().into())).ok()?;
+    let key = CURVE.recover_ecdsa(Message::from_digest(envelope.signature_hash().0), &rs).ok()?;
+    Some(Address::from_raw_public_key(&key.serialize_uncompressed()[1..]))
 }
 
 /// The trie of the withdrawals (EIP-4895). A root without a list is "not known", as in some recordings.
