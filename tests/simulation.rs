@@ -261,6 +261,29 @@ async fn a_reorg_of_final_blocks_halts_the_chain_until_a_person_accepts_it() {
     running.stop().await.expect("it stops in order");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reorg_that_goes_below_where_a_plugin_began_tells_it_nothing_of_the_blocks_before() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("plugins")).unwrap();
+    std::fs::copy(guests::wasm("erc20-transfers"), dir.path().join("plugins/erc20-transfers.wasm")).unwrap();
+    let chain = Arc::new(SimChain::new(3, 16));
+    chain.grow(22);
+    let config = CONFIG.replace("start = 0", "start = 20");
+    let config = Config::parse(&config, dir.path(), "chainweir.toml").expect("the configuration is right");
+    let given = BTreeMap::from([("sim".to_owned(), chain.clone() as Arc<dyn Source>)]);
+    let running = router::start_with(config, given).await.expect("the router starts");
+    settled(&running, &chain, dir.path()).await;
+    for depth in [8, 12, 3] {
+        chain.reorg(depth, 1);
+        settled(&running, &chain, dir.path()).await;
+        let logs = chain.canonical_logs();
+        let truth: BTreeSet<(String, u32)> =
+            logs.iter().filter(|(at, _)| at.number >= 20).map(|(at, log)| (at.hash.to_string(), log.index)).collect();
+        assert_eq!(net_of(&running, &chain), truth);
+    }
+    running.stop().await.expect("it stops in order");
+}
+
 /// What the journal says of one chain: the net of its entries, by block hash and log index.
 fn net_of(running: &Running, chain: &SimChain) -> BTreeSet<(String, u32)> {
     let journal = &running.handle.journal;

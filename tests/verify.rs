@@ -259,7 +259,7 @@ fn a_chain_with_headers_of_its_own_is_doubted_and_not_refused() {
     }
     let mut doubts = Vec::new();
     let block = line.to_block(&Wanted::all(), &Quirks::of(ChainId(324)), &mut doubts).unwrap();
-    assert_eq!((block.transactions.len(), block.logs.len(), doubts.len()), (94, 291, 4), "{doubts:?}");
+    assert_eq!((block.transactions.len(), block.logs.len(), doubts.len()), (94, 291, 3), "{doubts:?}");
 }
 
 fn change(raw: &mut Option<Box<RawValue>>, edit: impl FnOnce(&mut Value)) {

@@ -53,8 +53,8 @@ struct Stacks<F> {
 #[derive(Default)]
 struct Shelf {
     volumes: VecDeque<(usize, Arc<dyn Volume>)>,
-    /// Of every file that was ever read: its first block's parent and its last block.
-    ends: HashMap<usize, (B256, BlockRef)>,
+    /// Of every file that was ever read: its first block and its last.
+    ends: HashMap<usize, (BlockRef, BlockRef)>,
 }
 
 fn broken(why: String) -> ReadError {
@@ -95,15 +95,15 @@ impl<F: Format> Stacks<F> {
             return Err(broken(format!("{} has no blocks", self.format.name(index))));
         };
         let mut shelf = self.shelf();
-        // Where both neighbours were seen, they are parent and child.
-        let before = index.checked_sub(1).and_then(|i| shelf.ends.get(&i)).map(|(_, last)| (*last, first.parent));
-        let after = shelf.ends.get(&(index + 1)).map(|(parent, _)| (*last, *parent));
-        for (block, parent) in before.into_iter().chain(after) {
-            if block.hash != parent {
+        // Where both neighbours were seen, and nothing is missing between them, they are parent and child.
+        let before = index.checked_sub(1).and_then(|i| shelf.ends.get(&i)).map(|(_, before)| (*before, *first));
+        let after = shelf.ends.get(&(index + 1)).map(|(after, _)| (*last, *after));
+        for (block, next) in before.into_iter().chain(after) {
+            if block.number + 1 == next.number && block.hash != next.parent {
                 return Err(broken(format!("{block} is not the parent of the block after it in the archive")));
             }
         }
-        shelf.ends.insert(index, (first.parent, *last));
+        shelf.ends.insert(index, (*first, *last));
         shelf.volumes.push_back((index, volume.clone()));
         if shelf.volumes.len() > SHELF {
             shelf.volumes.pop_front();

@@ -81,8 +81,8 @@ type Measured = BoxFuture<'static, anyhow::Result<Vec<Figure>>>;
 
 /// In the order of the flow.
 const FIGURES: &[(&str, fn(Lab) -> Measured)] = &[
-    ("crossing", |lab| Box::pin(async move { crossing::measure(&lab) })),
     ("verification", |lab| Box::pin(async move { verification::measure(&lab) })),
+    ("crossing", |lab| Box::pin(async move { crossing::measure(&lab) })),
     ("index", |lab| Box::pin(async move { Ok(index::measure(&lab)) })),
     ("sets", |lab| Box::pin(sets::measure(lab))),
     ("journal", |lab| Box::pin(journal::measure(lab))),
