@@ -2,6 +2,7 @@
 
 mod harness;
 
+mod archives;
 mod chain_driver;
 mod cli;
 mod crash;
@@ -16,6 +17,7 @@ mod outages;
 mod recorded;
 mod reload;
 mod reorgs;
+mod rpc_cases;
 mod sets;
 mod simulation;
 mod sinks;
