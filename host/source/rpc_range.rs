@@ -37,23 +37,19 @@ const FILTER_MOST: usize = 1000;
 
 impl Inner {
     pub(super) async fn range(&self, ep: &Endpoint, from: u64, to: u64, wanted: &Wanted) -> Result<Range, Fail> {
-        // Asked for by number, a block beyond the node's head is an error, not a silence.
         let each = wanted.blocks || wanted.transactions || wanted.receipts || wanted.transfers;
-        if each {
-            return self.each(ep, from, to.min(from + BLOCKS_AT_ONCE - 1), wanted).await;
-        }
-        if !wanted.logs {
-            return Ok(Range { blocks: Vec::new(), to: self.header(ep, Place::Number(to)).await?.at(self.chain) });
-        }
-        if self.proves_logs() {
-            if self.dense.load(Ordering::Relaxed) > DENSE {
-                return self.each(ep, from, to.min(from + BLOCKS_AT_ONCE - 1), wanted).await;
-            }
-            return self.by_blooms(ep, from, to.min(from + PROVEN_AT_ONCE - 1), wanted).await;
+        if each || !wanted.logs || self.proves_logs() {
+            return match self.by_number(ep, from, to, wanted).await {
+                // Asked for by number, a block beyond the node's head is an error: there the range ends.
+                Err(Fail::Unknown(what)) => match self.head_of(ep).await? {
+                    head if head >= from && head < to => self.by_number(ep, from, head, wanted).await,
+                    _ => Err(Fail::Unknown(what)),
+                },
+                other => other,
+            };
         }
         // Beyond its own head a node answers a filter in part and says nothing of it.
-        let head = ep.call("eth_blockNumber", json!([])).await?;
-        let head = number(&head).ok_or_else(|| Fail::False("eth_blockNumber is not a number".into()))?;
+        let head = self.head_of(ep).await?;
         if head < from {
             return Err(Fail::Unknown(format!("block {from}: it is at {head}")));
         }
@@ -86,6 +82,23 @@ impl Inner {
                 Err(other) => return Err(other),
             }
         }
+    }
+
+    async fn head_of(&self, ep: &Endpoint) -> Result<u64, Fail> {
+        let head = ep.call("eth_blockNumber", json!([])).await?;
+        number(&head).ok_or_else(|| Fail::False("eth_blockNumber is not a number".into()))
+    }
+
+    /// Every block's header at least, each by its number.
+    async fn by_number(&self, ep: &Endpoint, from: u64, to: u64, wanted: &Wanted) -> Result<Range, Fail> {
+        let each = wanted.blocks || wanted.transactions || wanted.receipts || wanted.transfers;
+        if each || (wanted.logs && self.dense.load(Ordering::Relaxed) > DENSE) {
+            return self.each(ep, from, to.min(from + BLOCKS_AT_ONCE - 1), wanted).await;
+        }
+        if !wanted.logs {
+            return Ok(Range { blocks: Vec::new(), to: self.header(ep, Place::Number(to)).await?.at(self.chain) });
+        }
+        self.by_blooms(ep, from, to.min(from + PROVEN_AT_ONCE - 1), wanted).await
     }
 
     async fn each(&self, ep: &Endpoint, from: u64, to: u64, wanted: &Wanted) -> Result<Range, Fail> {
@@ -130,7 +143,7 @@ impl Inner {
     /// Proven and linked.
     async fn headers_between(&self, ep: &Endpoint, from: u64, to: u64) -> Result<Vec<WireBlock>, Fail> {
         let numbers: Vec<u64> = (from..=to).collect();
-        let asked = numbers.chunks(HEADERS_AT_ONCE).map(|chunk| self.headers_patiently(ep, chunk));
+        let asked = numbers.chunks(HEADERS_AT_ONCE).map(|chunk| self.headers_of(ep, chunk));
         // The iterator's items borrow: collected, so that the future stays `Send`.
         let asked: Vec<_> = asked.collect();
         let headers: Vec<Vec<WireBlock>> = futures::stream::iter(asked).buffered(BATCHES_AT_ONCE).try_collect().await?;
@@ -139,27 +152,30 @@ impl Inner {
         Ok(headers)
     }
 
-    async fn headers_patiently(&self, ep: &Endpoint, numbers: &[u64]) -> Result<Vec<WireBlock>, Fail> {
+    /// In one request; what it did not bring is asked for by itself.
+    async fn headers_of(&self, ep: &Endpoint, numbers: &[u64]) -> Result<Vec<WireBlock>, Fail> {
+        let questions = numbers.iter().map(|n| json!([U64::from(*n), false])).collect();
+        let answers = ep.call_many("eth_getBlockByNumber", questions).await;
+        let mut headers = Vec::with_capacity(numbers.len());
+        for (i, number) in numbers.iter().enumerate() {
+            let told = answers.as_ref().ok().and_then(|all| all.get(i)).filter(|raw| raw.get() != "null");
+            let read = told.map(|raw| self.read_header(raw, Some(Place::Number(*number))));
+            headers.push(match read {
+                Some(Ok(header)) => header,
+                _ => self.header_patiently(ep, *number).await?,
+            });
+        }
+        Ok(headers)
+    }
+
+    async fn header_patiently(&self, ep: &Endpoint, number: u64) -> Result<WireBlock, Fail> {
         let mut tries = 0;
         loop {
-            match self.headers_of(ep, numbers).await {
-                Ok(headers) => return Ok(headers),
+            match self.header(ep, Place::Number(number)).await {
+                Ok(header) => return Ok(header),
                 Err(fail) => tokio::time::sleep(next_try(fail, &mut tries)?).await,
             }
         }
-    }
-
-    async fn headers_of(&self, ep: &Endpoint, numbers: &[u64]) -> Result<Vec<WireBlock>, Fail> {
-        let questions = numbers.iter().map(|n| json!([U64::from(*n), false])).collect();
-        let answers = ep.call_many("eth_getBlockByNumber", questions).await?;
-        let headers = answers.iter().zip(numbers).map(|(raw, number)| {
-            let place = Place::Number(*number);
-            if raw.get() == "null" {
-                return Err(Fail::Unknown(place.to_string()));
-            }
-            self.read_header(raw, Some(place))
-        });
-        headers.collect()
     }
 
     /// A block by number, with its receipts in the same round trip where they will be needed.
@@ -173,7 +189,8 @@ impl Inner {
         loop {
             let both = futures::join!(self.raw_block(ep, place, true), self.raw_receipts_at(ep, place));
             let fail = match both {
-                (Ok(_), Ok(None)) => return self.whole(ep, place, wanted).await,
+                // No such method, or not by number.
+                (Ok(_), Ok(None) | Err(Fail::Unknown(_))) => return self.whole(ep, place, wanted).await,
                 (Ok(raw), Ok(receipts)) => {
                     let block = self.read_header(&raw, Some(place))?;
                     return self.finish(self.fetched(block, Some(raw), receipts, None), wanted);

@@ -415,7 +415,7 @@ impl Endpoint {
                 }
                 // No answer of it is of use: a smaller one is tried, and at last each by itself.
                 None => {
-                    let less = (size / 4).max(1);
+                    let less = if size > 8 { 8 } else { 1 };
                     let known = self.batch.compare_exchange(size, less, Ordering::Relaxed, Ordering::Relaxed);
                     if known.is_ok() {
                         tracing::debug!(provider = %self.shown, method, size, less, "smaller batches");

@@ -263,31 +263,38 @@ impl FakeNode {
     }
 }
 
+/// One question, or a batch of them. What is more than an answer to one of a batch is said to all of it.
 async fn answer(state: Arc<Mutex<State>>, body: Value) -> Response {
+    let questions = body.as_array().cloned().unwrap_or_else(|| vec![body.clone()]);
+    let mut answers = Vec::with_capacity(questions.len());
+    for question in &questions {
+        let id = &question["id"];
+        match reply(&state, question) {
+            Reply::Answer(result) => answers.push(json!({ "jsonrpc": "2.0", "id": id, "result": result })),
+            Reply::Error(code, message) => {
+                answers.push(json!({ "jsonrpc": "2.0", "id": id, "error": { "code": code, "message": message } }));
+            }
+            Reply::Status(status, body) => {
+                return (axum::http::StatusCode::from_u16(status).expect("a status"), body).into_response();
+            }
+            Reply::Hang => std::future::pending().await,
+        }
+    }
+    let whole = if body.is_array() { Value::Array(answers) } else { answers.pop().expect("one question, one answer") };
+    axum::Json(whole).into_response()
+}
+
+fn reply(state: &Mutex<State>, body: &Value) -> Reply {
     let method = body["method"].as_str().unwrap_or("").to_owned();
-    let reply = {
-        let mut state = state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        state.calls.push(method.clone());
-        let honest = state.honest(&method, &body["params"]);
-        match (&mut state.rule, honest) {
-            (Some(rule), Reply::Answer(value)) => rule(&method, &body["params"], value),
-            (Some(rule), other) => match rule(&method, &body["params"], Value::Null) {
-                Reply::Answer(Value::Null) => other,
-                changed => changed,
-            },
-            (None, honest) => honest,
-        }
-    };
-    let id = &body["id"];
-    match reply {
-        Reply::Answer(result) => axum::Json(json!({ "jsonrpc": "2.0", "id": id, "result": result })).into_response(),
-        Reply::Error(code, message) => {
-            axum::Json(json!({ "jsonrpc": "2.0", "id": id, "error": { "code": code, "message": message } }))
-                .into_response()
-        }
-        Reply::Status(status, body) => {
-            (axum::http::StatusCode::from_u16(status).expect("a status"), body).into_response()
-        }
-        Reply::Hang => std::future::pending().await,
+    let mut state = state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    state.calls.push(method.clone());
+    let honest = state.honest(&method, &body["params"]);
+    match (&mut state.rule, honest) {
+        (Some(rule), Reply::Answer(value)) => rule(&method, &body["params"], value),
+        (Some(rule), other) => match rule(&method, &body["params"], Value::Null) {
+            Reply::Answer(Value::Null) => other,
+            changed => changed,
+        },
+        (None, honest) => honest,
     }
 }
