@@ -438,15 +438,14 @@ async fn our_client_gets_from_a_server_of_recorded_answers_what_they_say() {
     }
     assert_eq!((blocks, unknown, whole), (23, 4, 1));
 
-    // A filtered range, as a backfill asks it.
+    // A block's logs, as they are asked for near the tip.
     let url = serve(cases.clone(), EXECUTION_APIS, known.clone()).await;
     let source = client(&url, EXECUTION_APIS).await;
-    let case = cases.iter().find(|c| c.from == "eth_getLogs/contract-addr.io").unwrap();
-    let addresses = vec![serde_json::from_value(case.param()["address"][0].clone()).unwrap()];
-    let wanted = Wanted { logs: true, addresses, ..Default::default() };
-    let range = source.range(1, 4, &wanted).await.expect("the case's answer");
-    let found: Vec<Log> = range.blocks.into_iter().flat_map(|b| b.logs).collect();
+    let case = cases.iter().find(|c| c.from == "eth_getLogs/filter-with-blockHash.io").unwrap();
+    let of = known.iter().find(|k| case.param()["blockHash"] == json!(k.hash)).unwrap();
+    let at = source.by_hash(of.hash).await.expect("the chain's header");
+    let block = source.block(&at, &Wanted { logs: true, ..Default::default() }).await.expect("the case's answer");
     let told: Vec<Log> = read_logs(&case.from, &case.response["result"]).into_iter().map(|(_, log)| log).collect();
     assert!(!told.is_empty());
-    assert_eq!((found, range.to.number), (told, 4));
+    assert_eq!((block.at().number, block.logs), (of.header.number, told));
 }
