@@ -226,7 +226,7 @@ async fn whatever_a_provider_answers_the_output_is_the_chains_or_nothing() {
         advance(&mut world).await;
         // Most get there by themselves; some faults end before that.
         let truth = world.truth().await;
-        let patience = Duration::from_millis(if round % 5 == 0 { 1_000 } else { 150 });
+        let patience = Duration::from_millis(if round.is_multiple_of(5) { 1_000 } else { 150 });
         let late = settled(&running, &mut heard, &chains, &truth, patience).await;
         if !late.is_empty() {
             chains.iter().for_each(|c| c.proxies[0].behave());
@@ -361,7 +361,7 @@ async fn a_backfill_through_any_fault_gives_the_chains_logs_or_says_that_it_cann
             let seed = seed.wrapping_add(run * 100 + i as u64);
             // It begins well, or not.
             proxy.behave();
-            let url = if seed % 2 == 0 { proxy.ws() } else { proxy.http() };
+            let url = if seed.is_multiple_of(2) { proxy.ws() } else { proxy.http() };
             let source = rpc::Rpc::open(open(&url, "receipts")).await.expect("it answers");
             let from = 1 + seed % 30;
             let to = from + 8;
