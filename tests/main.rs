@@ -2,6 +2,7 @@
 
 mod harness;
 
+mod archives;
 mod chain_driver;
 mod cli;
 mod crash;
@@ -17,6 +18,7 @@ mod providers;
 mod recorded;
 mod reload;
 mod reorgs;
+mod rpc_cases;
 mod sets;
 mod simulation;
 mod sinks;

@@ -13,13 +13,13 @@ use crate::harness::session::SessionServer;
 use crate::harness::{guests, until};
 use crate::verify::data;
 
-fn lines(path: &Path) -> impl Iterator<Item = Value> {
+pub fn lines(path: &Path) -> impl Iterator<Item = Value> {
     let file = BufReader::new(flate2::read::GzDecoder::new(std::fs::File::open(path).expect("the shared data")));
     file.lines().map(|line| serde_json::from_str(&line.expect("gzip")).expect("JSON"))
 }
 
 /// ERC-20 transfers among a record's logs: two indexed parties, and a value that is one word.
-fn transfers_of(record: &Value) -> Vec<Transfer> {
+pub fn transfers_of(record: &Value) -> Vec<Transfer> {
     let receipts = record["receipts"].as_array().into_iter().flatten();
     let logs = receipts.flat_map(|r| r["logs"].as_array().into_iter().flatten());
     let logs: Vec<&Value> = match record["logs"].as_array() {

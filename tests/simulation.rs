@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use alloy_primitives::U256;
 use chainweir::config::Config;
-use chainweir::model::Op;
+use chainweir::model::{ChainId, Op};
 use chainweir::router::handle::Command;
 use chainweir::router::{self, Running};
 use chainweir::source::Source;
@@ -258,5 +258,120 @@ async fn a_reorg_of_final_blocks_halts_the_chain_until_a_person_accepts_it() {
     let running = start(dir.path(), &chain).await;
     chain.grow(1);
     settled(&running, &chain, dir.path()).await;
+    running.stop().await.expect("it stops in order");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reorg_that_goes_below_where_a_plugin_began_tells_it_nothing_of_the_blocks_before() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("plugins")).unwrap();
+    std::fs::copy(guests::wasm("erc20-transfers"), dir.path().join("plugins/erc20-transfers.wasm")).unwrap();
+    let chain = Arc::new(SimChain::new(3, 16));
+    chain.grow(22);
+    let config = CONFIG.replace("start = 0", "start = 20");
+    let config = Config::parse(&config, dir.path(), "chainweir.toml").expect("the configuration is right");
+    let given = BTreeMap::from([("sim".to_owned(), chain.clone() as Arc<dyn Source>)]);
+    let running = router::start_with(config, given).await.expect("the router starts");
+    settled(&running, &chain, dir.path()).await;
+    for depth in [8, 12, 3] {
+        chain.reorg(depth, 1);
+        settled(&running, &chain, dir.path()).await;
+        let logs = chain.canonical_logs();
+        let truth: BTreeSet<(String, u32)> =
+            logs.iter().filter(|(at, _)| at.number >= 20).map(|(at, log)| (at.hash.to_string(), log.index)).collect();
+        assert_eq!(net_of(&running, &chain), truth);
+    }
+    running.stop().await.expect("it stops in order");
+}
+
+/// What the journal says of one chain: the net of its entries, by block hash and log index.
+fn net_of(running: &Running, chain: &SimChain) -> BTreeSet<(String, u32)> {
+    let journal = &running.handle.journal;
+    let Some(track) = journal.tracks().unwrap().into_iter().find(|t| t.chain == chain.chain()) else {
+        return BTreeSet::new();
+    };
+    let (_, entries) = journal.entries(track.id, 0, usize::MAX >> 1, None).unwrap();
+    let mut net = BTreeMap::new();
+    for entry in entries {
+        match entry.op {
+            Op::Apply => {
+                let payload: Value = serde_json::from_slice(&entry.payload).unwrap();
+                let key = (entry.block.hash.to_string(), payload["log_index"].as_u64().unwrap() as u32);
+                assert!(net.insert(entry.emission, key).is_none());
+            }
+            Op::Retract => assert!(net.remove(&entry.emission).is_some()),
+        }
+    }
+    net.into_values().collect()
+}
+
+async fn at_tip(running: &Running, chain: &SimChain) {
+    until("the plugin to reach this chain's tip", || async {
+        let status = running.handle.status.borrow().clone();
+        let plugin = status.plugins.first()?;
+        let consumer = plugin.chains.iter().find(|c| c.chain == chain.chain().to_string())?;
+        (consumer.cursor.as_ref()?.hash == chain.tip().hash.to_string()).then_some(())
+    })
+    .await;
+    let truth: BTreeSet<(String, u32)> =
+        chain.canonical_logs().iter().map(|(at, log)| (at.hash.to_string(), log.index)).collect();
+    assert_eq!(net_of(running, chain), truth);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_chains_outage_or_halt_changes_nothing_for_another() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("plugins")).unwrap();
+    std::fs::copy(guests::wasm("erc20-transfers"), dir.path().join("plugins/erc20-transfers.wasm")).unwrap();
+    let names = ["calm", "down", "torn"];
+    let chains = [11, 12, 13].map(|id| Arc::new(SimChain::of(ChainId(id), id, 8)));
+    let table = |name: &str| format!("[chain.{name}]\nrpc = \"http://127.0.0.1:1\"\nstart = 0\n");
+    let text = format!("[http]\nlisten = \"off\"\n{}", names.map(table).concat());
+    let config = Config::parse(&text, dir.path(), "chainweir.toml").expect("the configuration is right");
+    let given = names.iter().zip(&chains).map(|(name, chain)| ((*name).to_owned(), chain.clone() as Arc<dyn Source>));
+    let running = router::start_with(config, given.collect()).await.expect("the router starts");
+    let [calm, down, torn] = &chains;
+    // Each at its own pace.
+    for (chain, blocks) in chains.iter().zip([40, 3, 400]) {
+        chain.grow(blocks);
+    }
+    for chain in &chains {
+        at_tip(&running, chain).await;
+    }
+
+    down.fail_one_in(1);
+    torn.deep_reorg(20);
+    let state = |name: &'static str| {
+        let status = running.handle.status.borrow().clone();
+        let chain = status.chains.iter().find(|c| c.name == name).expect("it is configured").clone();
+        (chain.state.to_string(), chain.why.is_some())
+    };
+    until("one chain to halt, and one to have no provider", || async {
+        (state("torn").0 == "halted" && state("down").1).then_some(())
+    })
+    .await;
+    let frozen = (net_of(&running, down), net_of(&running, torn));
+    for round in 0..40 {
+        calm.grow(round % 3 + 1);
+        if round % 4 == 0 {
+            calm.reorg(round % 7 + 1, 1);
+        }
+        down.grow(1);
+        at_tip(&running, calm).await;
+        assert_eq!(state("calm"), ("following".to_owned(), false));
+    }
+    assert_eq!((net_of(&running, down), net_of(&running, torn)), frozen, "who has no word says nothing");
+    assert_eq!(state("torn").0, "halted");
+
+    // And each comes back alone.
+    down.fail_one_in(0);
+    at_tip(&running, down).await;
+    assert_eq!(state("torn").0, "halted");
+    let said = running.handle.ask(Command::AcceptReorg { chain: "torn".into() }).await;
+    assert!(said.is_ok(), "{said:?}");
+    torn.grow(1);
+    until("the torn chain to go on", || async { (state("torn").0 == "following").then_some(()) }).await;
+    calm.grow(1);
+    at_tip(&running, calm).await;
     running.stop().await.expect("it stops in order");
 }

@@ -185,7 +185,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: std::env::var("CHAINWEIR_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(2_000), ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig { cases: std::env::var("CHAINWEIR_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(0).max(2_000), ..ProptestConfig::default() })]
 
         /// Over random trees, the updates applied to an empty list give exactly the ancestry of the best head
         /// that was offered, and nothing at or below finalized is ever removed.

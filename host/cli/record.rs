@@ -29,7 +29,7 @@ pub struct Args {
     /// Go on with the head, reorgs included, until a signal
     #[arg(long)]
     follow: bool,
-    /// Where to write: .ndjson, or .ndjson.gz to compress
+    /// Where to write: .ndjson, or .ndjson.gz or .ndjson.zst to compress
     file: PathBuf,
 }
 

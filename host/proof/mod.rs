@@ -9,11 +9,12 @@ mod header;
 mod logs;
 mod quirks;
 mod roots;
+pub mod unsigned;
 
-pub use header::header_hash;
+pub use header::{AuraSeal, hash_of, header_hash};
 pub use logs::{all_logs, bloom_of, in_bloom, in_order, may_hold};
 pub use quirks::{Quirks, state_sync_hash};
-pub use roots::{ReceiptFacts, created, receipts, transactions, withdrawals};
+pub use roots::{Form, ReceiptFacts, created, receipts, receipts_root, transactions, withdrawals};
 
 /// The parts cannot belong together: somebody's answer is false.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

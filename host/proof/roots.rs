@@ -1,47 +1,95 @@
 //! A header's roots prove its lists: transactions, withdrawals, receipts.
 
-use alloy_consensus::proofs::{calculate_receipt_root, calculate_withdrawals_root, ordered_trie_root_with_encoder};
-use alloy_consensus::transaction::SignerRecoverable;
-use alloy_consensus::{Eip658Value, Receipt, ReceiptEnvelope, TxEnvelope};
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
+use alloy_consensus::proofs::{calculate_withdrawals_root, ordered_trie_root_encoded, ordered_trie_root_with_encoder};
+use alloy_consensus::{Eip658Value, TxEnvelope};
 use alloy_eips::eip2718::Encodable2718;
 use alloy_eips::eip4895::Withdrawal;
-use alloy_primitives::{Address, B256};
+use alloy_primitives::{Address, B256, Bloom, keccak256};
+use alloy_rlp::{Encodable, Header};
+use secp256k1::ecdsa::{RecoverableSignature, RecoveryId};
+use secp256k1::{Message, Secp256k1, VerifyOnly};
 
-use super::{Check, Contradiction, Quirks, Verdict, false_if};
+use super::logs::Blooms;
+use super::{Check, Contradiction, Quirks, Verdict, false_if, unsigned};
 use crate::model::Log;
 
-/// The trie of the transactions (Yellow Paper 4.3.2, EIP-2718). Also each hash, and each sender by signature.
-/// `transactions`: the envelope, the hash and the sender that were claimed for it.
-pub fn transactions(transactions: &[(TxEnvelope, B256, Address)], root: B256, quirks: &Quirks) -> Verdict {
-    let envelopes: Vec<&TxEnvelope> = transactions.iter().map(|t| &t.0).collect();
-    let computed = ordered_trie_root_with_encoder(&envelopes, |tx, out| tx.encode_2718(out));
-    false_if(computed != root, || format!("the transactions have the root {computed}, the header says {root}"))?;
-    if quirks.unsigned {
-        return Ok(Check::Holds);
+/// A transaction as it is hashed.
+#[derive(Clone, Debug)]
+pub enum Form {
+    Signed(TxEnvelope),
+    /// Of a type that carries its sender as a field: type and RLP.
+    Unsigned(Vec<u8>),
+}
+
+impl Form {
+    fn encoded(&self) -> Cow<'_, [u8]> {
+        match self {
+            Self::Signed(envelope) => envelope.encoded_2718().into(),
+            Self::Unsigned(bytes) => bytes.into(),
+        }
     }
-    for (envelope, hash, from) in transactions {
-        let computed = envelope.trie_hash();
-        false_if(computed != *hash, || format!("transaction {hash} hashes to {computed}"))?;
-        // The signing hash is computed from the fields. "Unchecked" allows the high s values of before Homestead.
-        match envelope.recover_signer_unchecked() {
-            Ok(signer) => {
+}
+
+/// The trie of the transactions (Yellow Paper 4.3.2, EIP-2718). Also each hash, and each sender by signature.
+/// `transactions`: the form, the hash and the sender that were claimed for it.
+pub fn transactions(transactions: &[(&Form, B256, Address)], root: B256, quirks: &Quirks) -> Verdict {
+    let encoded: Vec<Cow<'_, [u8]>> = transactions.iter().map(|(form, ..)| form.encoded()).collect();
+    let computed = ordered_trie_root_encoded(&encoded);
+    if computed != root && quirks.foreign_header {
+        return Ok(Check::CannotTell("this chain's roots are its own".into()));
+    }
+    false_if(computed != root, || format!("the transactions have the root {computed}, the header says {root}"))?;
+    for ((form, hash, from), bytes) in transactions.iter().zip(&encoded) {
+        if quirks.unsigned && matches!(form, Form::Signed(_)) {
+            continue;
+        }
+        // Not the envelope's own: that is the one which it was told with.
+        let own = keccak256(bytes);
+        false_if(own != *hash, || format!("transaction {hash} hashes to {own}"))?;
+        match form {
+            Form::Signed(envelope) => {
+                let signer = signer(envelope)
+                    .ok_or_else(|| Contradiction(format!("transaction {hash} has no valid signature")))?;
                 false_if(signer != *from, || format!("transaction {hash} is signed by {signer}, not by {from}"))?;
             }
-            Err(_) => return Err(Contradiction(format!("transaction {hash} has no valid signature"))),
+            Form::Unsigned(_) => {
+                let internal = bytes.first() == Some(&unsigned::ARB_INTERNAL);
+                false_if(internal && *from != unsigned::ARBOS, || {
+                    format!("the internal transaction {hash} is told to be from {from}")
+                })?;
+            }
         }
     }
     Ok(Check::Holds)
 }
 
+/// Who signed it (Yellow Paper, appendix F). The hash is computed from the fields. High s values are recovered too: before
+/// Homestead they were allowed.
+fn signer(envelope: &TxEnvelope) -> Option<Address> {
+    static CURVE: LazyLock<Secp256k1<VerifyOnly>> = LazyLock::new(Secp256k1::verification_only);
+    let signature = envelope.signature();
+    let rs = [signature.r().to_be_bytes::<32>(), signature.s().to_be_bytes::<32>()].concat();
+    let rs = RecoverableSignature::from_compact(&rs, RecoveryId::from_u8_masked(signature.v().into())).ok()?;
+    let key = CURVE.recover_ecdsa(Message::from_digest(envelope.signature_hash().0), &rs).ok()?;
+    Some(Address::from_raw_public_key(&key.serialize_uncompressed()[1..]))
+}
+
 /// The trie of the withdrawals (EIP-4895). A root without a list is "not known", as in some recordings.
-pub fn withdrawals(list: Option<&[Withdrawal]>, root: Option<B256>) -> Verdict {
+pub fn withdrawals(list: Option<&[Withdrawal]>, root: Option<B256>, quirks: &Quirks) -> Verdict {
     match (list, root) {
         (None, None) => Ok(Check::Holds),
         (None, Some(_)) => Ok(Check::CannotTell("the withdrawals are not given".into())),
         (Some([]), None) => Ok(Check::Holds),
+        (Some([]), Some(_)) if quirks.op_stack => Ok(Check::Holds),
         (Some(_), None) => Err(Contradiction("there are withdrawals, but the header has no root of them".into())),
         (Some(list), Some(root)) => {
             let computed = calculate_withdrawals_root(list);
+            if computed != root && quirks.foreign_header {
+                return Ok(Check::CannotTell("this chain's roots are its own".into()));
+            }
             false_if(computed != root, || format!("the withdrawals have the root {computed}, the header says {root}"))?;
             Ok(Check::Holds)
         }
@@ -50,38 +98,88 @@ pub fn withdrawals(list: Option<&[Withdrawal]>, root: Option<B256>) -> Verdict {
 
 /// What of a receipt is under the receipts root.
 #[derive(Clone, Debug)]
-pub struct ReceiptFacts {
+pub struct ReceiptFacts<'a> {
     /// EIP-2718 type.
     pub kind: u8,
     /// Success since Byzantium (EIP-658), a state root before.
     pub outcome: Eip658Value,
     pub cumulative_gas_used: u64,
-    pub logs: Vec<Log>,
+    pub logs: &'a [Log],
+    /// Of an OP-stack deposit since Canyon: the nonce that it had, and the version of this form. Before, the nonce was
+    /// told and not hashed.
+    pub deposit: Option<(u64, u64)>,
 }
 
-/// The trie of the receipts, with the blooms computed from their logs (Yellow Paper 4.3.1, EIP-658, EIP-2718).
-pub fn receipts(receipts: &[ReceiptFacts], root: B256) -> Verdict {
-    let mut envelopes = Vec::with_capacity(receipts.len());
-    for facts in receipts {
-        let logs = facts
-            .logs
-            .iter()
-            .map(|log| alloy_primitives::Log::new_unchecked(log.address, log.topics.clone(), log.data.clone()));
-        let receipt =
-            Receipt { status: facts.outcome, cumulative_gas_used: facts.cumulative_gas_used, logs: logs.collect() }
-                .with_bloom();
-        envelopes.push(match facts.kind {
-            0 => ReceiptEnvelope::Legacy(receipt),
-            1 => ReceiptEnvelope::Eip2930(receipt),
-            2 => ReceiptEnvelope::Eip1559(receipt),
-            3 => ReceiptEnvelope::Eip4844(receipt),
-            4 => ReceiptEnvelope::Eip7702(receipt),
-            other => return Ok(Check::CannotTell(format!("a receipt has the type {other:#x}"))),
-        });
+impl ReceiptFacts<'_> {
+    /// The receipt as it is hashed (Yellow Paper 4.3.1, EIP-658, EIP-2718): type, then status or root, gas, bloom, logs.
+    fn encode(&self, bloom: &Bloom, out: &mut Vec<u8>) {
+        if self.kind != 0 {
+            out.push(self.kind);
+        }
+        let logs: usize = self.logs.iter().map(|log| whole(log_length(log))).sum();
+        let deposit = self.deposit.map_or(0, |(nonce, version)| nonce.length() + version.length());
+        let fields = self.outcome.length() + self.cumulative_gas_used.length() + bloom.length() + whole(logs) + deposit;
+        Header { list: true, payload_length: fields }.encode(out);
+        self.outcome.encode(out);
+        self.cumulative_gas_used.encode(out);
+        bloom.encode(out);
+        Header { list: true, payload_length: logs }.encode(out);
+        for log in self.logs {
+            Header { list: true, payload_length: log_length(log) }.encode(out);
+            log.address.encode(out);
+            Header { list: true, payload_length: TOPIC * log.topics.len() }.encode(out);
+            for topic in &log.topics {
+                topic.encode(out);
+            }
+            log.data.encode(out);
+        }
+        if let Some((nonce, version)) = self.deposit {
+            nonce.encode(out);
+            version.encode(out);
+        }
     }
-    let computed = calculate_receipt_root(&envelopes);
-    false_if(computed != root, || format!("the receipts have the root {computed}, the header says {root}"))?;
-    Ok(Check::Holds)
+}
+
+/// A word as an RLP item.
+const TOPIC: usize = 33;
+
+fn log_length(log: &Log) -> usize {
+    log.address.length() + whole(TOPIC * log.topics.len()) + log.data.length()
+}
+
+/// An RLP list's length with its head.
+fn whole(payload_length: usize) -> usize {
+    payload_length + Header { list: true, payload_length }.length()
+}
+
+/// The root of the receipts' trie, with the blooms computed from their logs; and the bloom of them all.
+pub fn receipts_root(receipts: &[ReceiptFacts<'_>]) -> (B256, Bloom) {
+    let mut blooms = Blooms::default();
+    let each: Vec<Bloom> = receipts.iter().map(|facts| blooms.of(facts.logs)).collect();
+    let all = each.iter().fold(Bloom::ZERO, |all, one| all | *one);
+    let with_bloom: Vec<(&ReceiptFacts<'_>, &Bloom)> = receipts.iter().zip(&each).collect();
+    (ordered_trie_root_with_encoder(&with_bloom, |(facts, bloom), out| facts.encode(bloom, out)), all)
+}
+
+/// Proves receipts; returns the bloom of all their logs.
+pub fn receipts(receipts: &[ReceiptFacts<'_>], root: B256, quirks: &Quirks) -> Result<(Check, Bloom), Contradiction> {
+    let (computed, all) = receipts_root(receipts);
+    if computed == root {
+        return Ok((Check::Holds, all));
+    }
+    if quirks.foreign_header {
+        return Ok((Check::CannotTell("this chain's roots are its own".into()), all));
+    }
+    // A type that we do not know may have a form of its own.
+    if let Some(other) = receipts.iter().find(|r| !knows_receipt(r.kind)) {
+        return Ok((Check::CannotTell(format!("a receipt has the type {:#x}", other.kind)), all));
+    }
+    Err(Contradiction(format!("the receipts have the root {computed}, the header says {root}")))
+}
+
+/// Arbitrum's unsigned types have receipts like Ethereum's typed ones.
+fn knows_receipt(kind: u8) -> bool {
+    kind <= 4 || kind == unsigned::OP_DEPOSIT || (unsigned::ARB_DEPOSIT..=unsigned::ARB_INTERNAL).contains(&kind)
 }
 
 /// A contract's address by its creator (Yellow Paper 7): never taken from a provider.

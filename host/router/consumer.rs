@@ -128,6 +128,7 @@ impl Router {
             }
             _ => {}
         }
+        let start = plugin.candidate.settings.start.unwrap_or(chain.config.start);
         let desk = Desk {
             chain: id,
             source: source.clone(),
@@ -152,7 +153,6 @@ impl Router {
                 Err(error) => return consumer.stuck = Some(error.to_string()),
             }
         }
-        let start = plugin.candidate.settings.start.unwrap_or(chain.config.start);
         let (cursor, begin, path) = (consumer.place.cursor, consumer.place.begin, path.clone());
         let (safe, finalized) = (desk.safe, desk.finalized);
         let (plugin, chain) = (plugin_name.clone(), chain_name.to_owned());
@@ -164,6 +164,11 @@ impl Router {
                 _ if prepare => work::prepare(&desk, &mut kit, cursor, begin, &path).await,
                 (_, Some(cursor)) if aside => catch_up::step(&desk, &mut kit, cursor).await,
                 (None, _) => work::find_start(&desk, start, path.tip()).await,
+                // A reorg may go below where it began: of the blocks before, it hears nothing.
+                (Some(Next::Range { from, to }), _) if from < begin => {
+                    work::pass(&desk, cursor, to.min(begin - 1)).await
+                }
+                (Some(Next::Live(at)), _) if at.number < begin => work::mark(&desk, cursor, at).await,
                 (Some(Next::Range { from, to }), _) => work::range(&desk, &mut kit, cursor, from, to).await,
                 (Some(Next::Live(at)), _) => work::live(&desk, &mut kit, cursor, at).await,
                 (Some(Next::Verify), Some(cursor)) => work::verify(&desk, cursor).await,

@@ -223,13 +223,23 @@ impl Follow {
     }
 
     async fn tag(&self, tag: Tag) -> Result<BlockRef, Stop> {
-        self.source.tagged(tag).await?.ok_or_else(|| {
-            Stop::Halt(format!(
-                "the node knows no {tag:?} tag: set 'finality = {{ depth = N }}' in [chain.{}], with the depth at which \
-                 this chain does not reorganise any more",
+        let set = || {
+            format!(
+                "set 'finality = {{ depth = N }}' in [chain.{}], with the depth at which this chain does not reorganise \
+                 any more",
                 self.name
-            ))
-        })
+            )
+        };
+        match self.source.tagged(tag).await {
+            Ok(Some(block)) => Ok(block),
+            Ok(None) => Err(Stop::Halt(format!("the node knows no {tag:?} tag: {}", set()))),
+            // A young chain has none yet; some nodes never say more than null.
+            Err(ReadError::Unknown { .. }) => {
+                let why = format!("the node names no {tag:?} block; if it never does, {}", set());
+                Err(Stop::Read(ReadError::Again { why, after: None }))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Begins a path at the finalized block.

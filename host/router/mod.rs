@@ -24,7 +24,11 @@ mod next;
 mod payload;
 mod picture;
 mod plugins;
+#[cfg(test)]
+mod trees;
 mod turns;
+#[cfg(test)]
+mod week;
 mod work;
 
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -6,11 +6,13 @@
 //!
 //! A new kind of source is one new file and one line in [`KINDS`].
 
+mod archive;
 pub mod classify;
 mod headers;
 mod health;
 mod ipc;
 mod limits;
+pub mod parquet;
 mod pool;
 pub mod record;
 pub mod recorded;
@@ -123,4 +125,4 @@ pub struct Kind {
 }
 
 /// The first kind is the default.
-pub const KINDS: &[Kind] = &[rpc::KIND, recorded::KIND];
+pub const KINDS: &[Kind] = &[rpc::KIND, recorded::KIND, parquet::KIND];

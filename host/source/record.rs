@@ -1,6 +1,6 @@
 //! The record format: blocks in files, as a node told them. `node -> [record] -> file -> recorded source`.
 //!
-//! One JSON object a line, plain or gzip: `chainId`, `number`, `hash`, `block` (`eth_getBlockBy...`), and where
+//! One JSON object a line, plain, gzip or zstd: `chainId`, `number`, `hash`, `block` (`eth_getBlockBy...`), and where
 //! known `receipts` (`eth_getBlockReceipts`) and `logs` (`eth_getLogs` by block hash). An absent key means "not
 //! known", never "empty". Lines stand in the order in which the blocks were seen: a line whose parent is not the
 //! block of the line before is a reorg. Knows nothing of pace or of canonical chains.
@@ -76,13 +76,18 @@ pub fn halt(path: &Path, line: usize, what: impl std::fmt::Display) -> ReadError
 }
 
 impl Reader {
-    /// Plain text or gzip, told by the first two bytes.
+    /// Plain text, gzip or zstd, told by the first bytes.
     pub fn open(path: &Path) -> Result<Self, ReadError> {
         let fail = |e: io::Error| ReadError::Halt { why: format!("cannot read {}: {e}", path.display()) };
         let mut file = BufReader::with_capacity(1 << 16, File::open(path).map_err(fail)?);
-        let zipped = file.fill_buf().map_err(fail)?.starts_with(&[0x1f, 0x8b]);
-        let from: Box<dyn Read + Send> =
-            if zipped { Box::new(flate2::bufread::MultiGzDecoder::new(file)) } else { Box::new(file) };
+        let begin = file.fill_buf().map_err(fail)?;
+        let from: Box<dyn Read + Send> = if begin.starts_with(&[0x1f, 0x8b]) {
+            Box::new(flate2::bufread::MultiGzDecoder::new(file))
+        } else if begin.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+            Box::new(zstd::Decoder::with_buffer(file).map_err(fail)?)
+        } else {
+            Box::new(file)
+        };
         Ok(Self { path: path.into(), from: BufReader::with_capacity(1 << 18, from), line: 0, text: String::new() })
     }
 }
@@ -110,19 +115,23 @@ impl Iterator for Reader {
     }
 }
 
-/// Appends lines; gzip where the name ends in `.gz`. [`Writer::finish`] makes them last.
+/// Appends lines; gzip where the name ends in `.gz`, zstd where it ends in `.zst`. [`Writer::finish`] makes them last.
 pub enum Writer {
     Plain(io::BufWriter<File>),
+    Zstd(zstd::Encoder<'static, io::BufWriter<File>>),
     Gzip(flate2::write::GzEncoder<io::BufWriter<File>>),
 }
+
+/// Smaller than gzip's best, at several times its speed.
+const ZSTD_LEVEL: i32 = 12;
 
 impl Writer {
     pub fn create(path: &Path) -> io::Result<Self> {
         let file = io::BufWriter::new(File::create(path)?);
-        Ok(if path.extension().is_some_and(|e| e == "gz") {
-            Self::Gzip(flate2::write::GzEncoder::new(file, flate2::Compression::best()))
-        } else {
-            Self::Plain(file)
+        Ok(match path.extension().and_then(|e| e.to_str()) {
+            Some("gz") => Self::Gzip(flate2::write::GzEncoder::new(file, flate2::Compression::best())),
+            Some("zst") => Self::Zstd(zstd::Encoder::new(file, ZSTD_LEVEL)?),
+            _ => Self::Plain(file),
         })
     }
 
@@ -132,6 +141,7 @@ impl Writer {
         match self {
             Self::Plain(w) => w.write_all(&text),
             Self::Gzip(w) => w.write_all(&text),
+            Self::Zstd(w) => w.write_all(&text),
         }
     }
 
@@ -139,6 +149,7 @@ impl Writer {
         let buffered = match self {
             Self::Plain(w) => w,
             Self::Gzip(w) => w.finish()?,
+            Self::Zstd(w) => w.finish()?,
         };
         buffered.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
     }

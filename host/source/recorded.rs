@@ -6,7 +6,6 @@
 //! Knows nothing of finality: it has no tags.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,8 +13,9 @@ use std::time::Duration;
 use alloy_primitives::B256;
 use tokio::time::Instant;
 
-use super::record::{Line, Reader, halt};
-use super::wire::{self, Trouble};
+use super::archive::{Packed, Recordings};
+use super::record::{Reader, halt};
+use super::wire;
 use super::{Kind, Open, Range, ReadError, Source, Tag};
 use crate::model::{Block, BlockRef, ChainId, Wanted};
 use crate::proof::Quirks;
@@ -23,12 +23,32 @@ use crate::proof::Quirks;
 pub const KIND: Kind = Kind {
     name: "recorded",
     options: &[
-        ("files", "recordings, played one after the other; a name may hold `*`"),
+        (
+            "files",
+            "recordings, played one after the other, where a name may hold `*`; or a folder, which is an archive of final blocks",
+        ),
         ("pace", "\"as-fast-as-possible\" (default), \"real\" (by block time), or blocks per second"),
         ("quirks", "departures of this chain from Ethereum's rules, by name; known ones are set by chain id"),
     ],
-    open: |open| Box::pin(async move { Ok(Arc::new(Recorded::open(open).await?) as Arc<dyn Source>) }),
+    open: |open| {
+        Box::pin(async move {
+            let folder = open.table.get("files").and_then(toml::Value::as_str).map(|name| open.base.join(name));
+            match folder.filter(|path| path.is_dir()) {
+                Some(folder) => archive(folder, open).await,
+                None => Ok(Arc::new(Recorded::open(open).await?) as Arc<dyn Source>),
+            }
+        })
+    },
 };
+
+async fn archive(folder: PathBuf, open: Open) -> super::Opened {
+    if open.table.contains_key("pace") {
+        return Err(refuse(&open.name, "an archive has no `pace`: all of it is final"));
+    }
+    let read = move || Recordings::open(&folder, &open, |chain| quirks_of(&open, chain));
+    let opened = tokio::task::spawn_blocking(read).await;
+    Ok(Arc::new(opened.map_err(|e| ReadError::Halt { why: format!("reading the archive: {e}") })??))
+}
 
 /// Blocks in one answer to `range`.
 const BLOCKS_AT_ONCE: u64 = 64;
@@ -46,8 +66,7 @@ struct Entry {
     at: BlockRef,
     file: usize,
     line: usize,
-    /// The line's JSON, deflated.
-    packed: Vec<u8>,
+    packed: Packed,
 }
 
 #[derive(Default)]
@@ -75,7 +94,7 @@ struct Shared {
     quirks: Quirks,
 }
 
-fn refuse(name: &str, why: impl std::fmt::Display) -> ReadError {
+pub(super) fn refuse(name: &str, why: impl std::fmt::Display) -> ReadError {
     ReadError::Halt { why: format!("[chain.{name}]: {why}") }
 }
 
@@ -153,7 +172,7 @@ impl Recorded {
                     return Err(halt(path, number, format!("block {} is not one above its parent", at.number)));
                 }
                 known.insert(at.hash, at.number);
-                let packed = pack(&line).map_err(|e| halt(path, number, e))?;
+                let packed = Packed::of(&line).map_err(|e| halt(path, number, e))?;
                 entries.push(Entry { at, file, line: number, packed });
             }
         }
@@ -235,46 +254,22 @@ impl Recorded {
 impl Shared {
     fn block(&self, index: usize, wanted: &Wanted) -> Result<Block, ReadError> {
         let entry = &self.entries[index];
-        let path: &Path = &self.files[entry.file];
-        let line = unpack(&entry.packed).map_err(|e| halt(path, entry.line, e))?;
-        line.to_block(wanted, &self.quirks, &mut Vec::new()).map_err(|t| match t {
-            Trouble::Lacks(what) => halt(
-                path,
-                entry.line,
-                format!("{what} of block {} are wanted, but the recording does not hold them: record them with `chainweir record`", entry.at.number),
-            ),
-            Trouble::False(why) => halt(path, entry.line, why),
-        })
+        entry.packed.block(&self.files[entry.file], entry.line, wanted, &self.quirks)
     }
 }
 
-fn quirks_of(open: &Open, chain: ChainId) -> Result<Quirks, ReadError> {
+pub(super) fn quirks_of(open: &Open, chain: ChainId) -> Result<Quirks, ReadError> {
     let mut quirks = Quirks::of(chain);
     for name in open.table.get("quirks").and_then(toml::Value::as_array).into_iter().flatten() {
         if !name.as_str().is_some_and(|n| quirks.enable(n)) {
-            return Err(refuse(
-                &open.name,
-                format!("there is no quirk {name}; there are: {}", Quirks::NAMES.join(", ")),
-            ));
+            return Err(refuse(&open.name, format!("there is no quirk {name}; there are: {}", Quirks::names())));
         }
     }
     Ok(quirks)
 }
 
-fn pack(line: &Line) -> std::io::Result<Vec<u8>> {
-    let mut out = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
-    out.write_all(&serde_json::to_vec(line)?)?;
-    out.finish()
-}
-
-fn unpack(packed: &[u8]) -> std::io::Result<Line> {
-    let mut text = Vec::new();
-    flate2::read::DeflateDecoder::new(packed).read_to_end(&mut text)?;
-    Ok(serde_json::from_slice(&text)?)
-}
-
 /// A name as it is, or every file that its `*` matches, sorted. Only the last part of a path may hold `*`.
-fn expand(base: &Path, name: &str) -> Result<Vec<PathBuf>, String> {
+pub(super) fn expand(base: &Path, name: &str) -> Result<Vec<PathBuf>, String> {
     let path = base.join(name);
     let pattern = path.file_name().and_then(|n| n.to_str()).unwrap_or("").to_owned();
     if !pattern.contains('*') {

@@ -224,7 +224,7 @@ impl Rpc {
         let mut quirks = Quirks::of(chain);
         for name in option::<Vec<String>>(&open, "quirks")?.unwrap_or_default() {
             if !quirks.enable(&name) {
-                return Err(halt(format!("there is no quirk {name:?}; there are: {}", Quirks::NAMES.join(", "))));
+                return Err(halt(format!("there is no quirk {name:?}; there are: {}", Quirks::names())));
             }
         }
         providers.iter().for_each(|p| p.expect(chain));

@@ -207,7 +207,7 @@ impl Inner {
         let (at, bloom) = ((header.header.number, header.hash), &header.header.logs_bloom);
         let contradiction = |c: proof::Contradiction| Fail::False(c.0);
         if complete {
-            proof::all_logs(at, bloom, &logs, &self.quirks).map_err(contradiction)?;
+            proof::all_logs(at, bloom, &logs, None, &self.quirks).map_err(contradiction)?;
             return Ok(logs);
         }
         proof::in_order(&logs).map_err(contradiction)?;

@@ -4,14 +4,15 @@
 //! Knows nothing of connections or files. Everything here is hostile until [`assemble`] has proven it
 //! against the header with [`crate::proof`].
 
-use alloy_consensus::{Eip658Value, TxEnvelope};
+use alloy_consensus::Eip658Value;
 use alloy_eips::eip4895::Withdrawal;
-use alloy_primitives::{Address, B256, Bytes, U64, U128, U256};
+use alloy_primitives::{Address, B256, Bloom, Bytes, U64, U128, U256};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::model::{Block, BlockRef, ChainId, Header, Log, Transaction, Wanted};
-use crate::proof::{self, Check, Contradiction, Quirks, ReceiptFacts};
+use crate::proof::unsigned::{self, ArbContract, ArbDeposit, ArbInternal, ArbRetry, ArbSubmitRetryable, ArbUnsigned};
+use crate::proof::{self, AuraSeal, Check, Contradiction, Form, Quirks, ReceiptFacts};
 
 /// Why parts do not make a block.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -66,24 +67,41 @@ const KNOWN_FIELDS: &[&str] = &[
     "withdrawals",
     "size",
     "sealFields",
+    "step",
+    "signature",
+    "auraStep",
+    "auraSeal",
+    // Arbitrum's: what is hashed of them stands in `mixHash` and `extraData`.
+    "l1BlockNumber",
+    "sendCount",
+    "sendRoot",
 ];
 
-/// Chains whose headers are Ethereum's: no unknown field excuses a wrong hash there.
-const PLAIN_HEADERS: &[u64] = &[1, 10, 8453, 17000, 560048, 11155111];
+/// Ethereum itself and its test chains.
+const ETHEREUM: &[u64] = &[1, 17000, 560048, 11155111];
+/// Other chains whose headers are Ethereum's: no unknown field excuses a wrong hash there either.
+const PLAIN_HEADERS: &[u64] = &[10, 100, 8453, 42161, 42170, 421614];
 
 #[derive(Clone, Debug)]
 pub enum Listed {
     /// Only the header is known.
     Unknown,
     Hashes(Vec<B256>),
-    Full(Vec<Envelope>),
+    Full(Vec<Told>),
+}
+
+/// A transaction, not read yet but for its hash: who wants logs alone need not pay for transactions.
+#[derive(Clone, Debug)]
+pub struct Told {
+    hash: B256,
+    json: Box<RawValue>,
 }
 
 /// A transaction as the node tells it, and as it is hashed where its type is known.
 #[derive(Clone, Debug)]
-pub struct Envelope {
-    pub told: WireTransaction,
-    pub hashed: Option<TxEnvelope>,
+struct Envelope {
+    told: WireTransaction,
+    form: Option<Form>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -94,9 +112,14 @@ pub struct WireTransaction {
     pub transaction_index: Option<U64>,
     pub from: Address,
     pub to: Option<Address>,
+    // Of a type that we do not know, what it lacks is nothing; of the others all of it is proven.
+    #[serde(default)]
     pub value: U256,
+    #[serde(default)]
     pub input: Bytes,
+    #[serde(default)]
     pub nonce: U64,
+    #[serde(default)]
     pub gas: U64,
     pub gas_price: Option<U128>,
     pub max_fee_per_gas: Option<U128>,
@@ -110,7 +133,9 @@ pub struct WireTransaction {
 pub struct WireBlock {
     pub hash: B256,
     pub header: alloy_consensus::Header,
-    /// Names of header fields that Ethereum does not have.
+    /// What the header hashes to.
+    own: B256,
+    /// Names of header fields that Ethereum does not have; looked for where the hash does not fit.
     foreign: Vec<String>,
     pub transactions: Listed,
     pub withdrawals: Option<Vec<Withdrawal>>,
@@ -129,16 +154,76 @@ struct Hashed {
     hash: B256,
 }
 
-fn parse_header(json: &str) -> Result<(alloy_consensus::Header, Vec<String>), Trouble> {
-    let header: alloy_consensus::Header = serde_json::from_str(json).map_err(|e| unreadable("the header", &e))?;
-    let told: Hashed = serde_json::from_str(json).map_err(|e| unreadable("the header", &e))?;
-    // Only where the hash does not fit is it of interest why.
-    if header.hash_slow() == told.hash {
-        return Ok((header, Vec::new()));
+/// What stands in an AuRa header instead of mix hash and nonce: raw items (OpenEthereum), or a number and a signature
+/// (Nethermind, Erigon).
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Seals {
+    #[serde(default)]
+    seal_fields: Vec<Bytes>,
+    #[serde(alias = "auraStep")]
+    step: Option<serde_json::Value>,
+    #[serde(alias = "auraSeal")]
+    signature: Option<String>,
+}
+
+impl Seals {
+    fn read(self) -> Option<AuraSeal> {
+        if let [step, signature] = self.seal_fields.as_slice() {
+            return Some(AuraSeal { step: step.clone(), signature: signature.clone() });
+        }
+        let step = match self.step? {
+            serde_json::Value::Number(n) => n.as_u64()?,
+            serde_json::Value::String(s) => match s.strip_prefix("0x") {
+                Some(hex) => u64::from_str_radix(hex, 16).ok()?,
+                None => s.parse().ok()?,
+            },
+            _ => return None,
+        };
+        let signature = hex::decode(self.signature?.trim_start_matches("0x")).ok()?;
+        Some(AuraSeal {
+            step: alloy_rlp::encode(step).into(),
+            signature: alloy_rlp::encode(signature.as_slice()).into(),
+        })
     }
-    let all: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_str(json).map_err(|e| unreadable("the block", &e))?;
-    Ok((header, all.into_iter().map(|(k, _)| k).filter(|k| !KNOWN_FIELDS.contains(&k.as_str())).collect()))
+}
+
+struct Parsed {
+    header: alloy_consensus::Header,
+    own: B256,
+    foreign: Vec<String>,
+}
+
+/// The header in a block's JSON; `claimed` is the hash that it should have.
+fn parse_header(json: &str, claimed: B256) -> Result<Parsed, Trouble> {
+    let form = |e: &serde_json::Error| unreadable("the header", e);
+    let mut plain = None;
+    if let Ok(header) = serde_json::from_str::<alloy_consensus::Header>(json) {
+        let own = proof::hash_of(&header, None);
+        if own == claimed {
+            return Ok(Parsed { header, own, foreign: Vec::new() });
+        }
+        plain = Some((header, own));
+    }
+    // Only where the hash does not fit is it of interest why.
+    let mut all: serde_json::Map<String, serde_json::Value> = serde_json::from_str(json).map_err(|e| form(&e))?;
+    all.remove("transactions");
+    let seal: Option<AuraSeal> = Seals::deserialize(serde_json::Value::Object(all.clone())).ok().and_then(Seals::read);
+    let foreign = all.keys().filter(|k| !KNOWN_FIELDS.contains(&k.as_str())).cloned().collect();
+    let (header, own) = match (plain, seal) {
+        (Some(plain), None) => plain,
+        (_, seal) => {
+            // Sealed headers have neither, and no other may lack them.
+            if seal.is_some() {
+                all.insert("mixHash".into(), B256::ZERO.to_string().into());
+                all.insert("nonce".into(), "0x0000000000000000".into());
+            }
+            let header = serde_json::from_value(serde_json::Value::Object(all)).map_err(|e| form(&e))?;
+            let own = proof::hash_of(&header, seal.as_ref());
+            (header, own)
+        }
+    };
+    Ok(Parsed { header, own, foreign })
 }
 
 /// The verified place of a block, without a look at its transactions.
@@ -149,29 +234,34 @@ pub fn place(json: &str, chain: ChainId, quirks: &Quirks, doubts: &mut Vec<Strin
 impl WireBlock {
     /// The header alone: of a block, or as a subscription tells it.
     pub fn parse_header(json: &str) -> Result<Self, Trouble> {
-        let (header, foreign) = parse_header(json)?;
-        let told: Hashed = serde_json::from_str(json).map_err(|e| unreadable("the header", &e))?;
-        Ok(Self { hash: told.hash, header, foreign, transactions: Listed::Unknown, withdrawals: None })
+        let Hashed { hash } = serde_json::from_str(json).map_err(|e| unreadable("the header", &e))?;
+        let Parsed { header, own, foreign } = parse_header(json, hash)?;
+        Ok(Self { hash, header, own, foreign, transactions: Listed::Unknown, withdrawals: None })
     }
 
     /// Its header alone.
     pub fn bare(&self) -> Self {
         let (header, foreign) = (self.header.clone(), self.foreign.clone());
-        Self { hash: self.hash, header, foreign, transactions: Listed::Unknown, withdrawals: None }
+        let transactions = Listed::Unknown;
+        Self { hash: self.hash, header, own: self.own, foreign, transactions, withdrawals: None }
     }
 
     pub fn parse(json: &str) -> Result<Self, Trouble> {
-        let (header, foreign) = parse_header(json)?;
         let outer: Outer = serde_json::from_str(json).map_err(|e| unreadable("the block", &e))?;
+        let Parsed { header, own, foreign } = parse_header(json, outer.hash)?;
         let listed =
             outer.transactions.ok_or_else(|| Trouble::False("the block has no list of transactions".into()))?;
         let transactions = if listed.first().is_some_and(|t| t.get().starts_with('"')) {
             let hashes = listed.iter().map(|t| serde_json::from_str(t.get()));
             Listed::Hashes(hashes.collect::<Result<_, _>>().map_err(|e| unreadable("a transaction hash", &e))?)
         } else {
-            Listed::Full(listed.iter().map(|t| Envelope::parse(t.get())).collect::<Result<_, _>>()?)
+            let told = listed.into_iter().map(|json| {
+                let Hashed { hash } = serde_json::from_str(json.get()).map_err(|e| unreadable("a transaction", &e))?;
+                Ok(Told { hash, json })
+            });
+            Listed::Full(told.collect::<Result<_, Trouble>>()?)
         };
-        Ok(Self { hash: outer.hash, header, foreign, transactions, withdrawals: outer.withdrawals })
+        Ok(Self { hash: outer.hash, header, own, foreign, transactions, withdrawals: outer.withdrawals })
     }
 
     pub fn at(&self, chain: ChainId) -> BlockRef {
@@ -183,7 +273,7 @@ impl WireBlock {
         match &self.transactions {
             Listed::Unknown => None,
             Listed::Hashes(all) => all.get(index).copied(),
-            Listed::Full(all) => all.get(index).map(|t| t.told.hash),
+            Listed::Full(all) => all.get(index).map(|t| t.hash),
         }
     }
 
@@ -205,8 +295,9 @@ impl WireBlock {
 
     /// What the header alone can prove. Reasons why something cannot be told go to `doubts`.
     pub fn verify(&self, chain: ChainId, quirks: &Quirks, doubts: &mut Vec<String>) -> Result<BlockRef, Trouble> {
-        let foreign = if PLAIN_HEADERS.contains(&chain.0) { &[] } else { self.foreign.as_slice() };
-        note(proof::header_hash(&self.header, self.hash, foreign, quirks)?, doubts);
+        let plain = ETHEREUM.contains(&chain.0) || PLAIN_HEADERS.contains(&chain.0);
+        let foreign = if plain { &[] } else { self.foreign.as_slice() };
+        note(proof::header_hash(self.header.number, self.own, self.hash, foreign, quirks)?, doubts);
         Ok(self.at(chain))
     }
 
@@ -227,12 +318,28 @@ fn note(check: Check, doubts: &mut Vec<String>) {
 impl Envelope {
     fn parse(json: &str) -> Result<Self, Trouble> {
         let told: WireTransaction = serde_json::from_str(json).map_err(|e| unreadable("a transaction", &e))?;
-        let hashed = if told.kind.is_none_or(|k| k.to::<u64>() <= 4) {
-            Some(serde_json::from_str(json).map_err(|e| unreadable("a transaction", &e))?)
-        } else {
-            None
+        let form = match told.kind.unwrap_or_default().to::<u64>() {
+            0..=4 => Some(Form::Signed(serde_json::from_str(json).map_err(|e| unreadable("a transaction", &e))?)),
+            // Nodes differ in how much of these they tell: what is not told cannot be hashed.
+            kind => u8::try_from(kind).ok().and_then(|kind| unsigned_form(kind, json)).map(Form::Unsigned),
         };
-        Ok(Self { told, hashed })
+        Ok(Self { told, form })
+    }
+}
+
+fn unsigned_form(kind: u8, json: &str) -> Option<Vec<u8>> {
+    fn encoded<T: serde::de::DeserializeOwned + alloy_rlp::Encodable>(kind: u8, json: &str) -> Option<Vec<u8>> {
+        Some(unsigned::encoded(kind, &serde_json::from_str::<T>(json).ok()?))
+    }
+    match kind {
+        unsigned::OP_DEPOSIT => encoded::<unsigned::OpDeposit>(kind, json),
+        unsigned::ARB_DEPOSIT => encoded::<ArbDeposit>(kind, json),
+        unsigned::ARB_UNSIGNED => encoded::<ArbUnsigned>(kind, json),
+        unsigned::ARB_CONTRACT => encoded::<ArbContract>(kind, json),
+        unsigned::ARB_RETRY => encoded::<ArbRetry>(kind, json),
+        unsigned::ARB_SUBMIT_RETRYABLE => encoded::<ArbSubmitRetryable>(kind, json),
+        unsigned::ARB_INTERNAL => encoded::<ArbInternal>(kind, json),
+        _ => None,
     }
 }
 
@@ -283,6 +390,9 @@ pub struct WireReceipt {
     pub kind: Option<U64>,
     pub status: Option<U64>,
     pub root: Option<Bytes>,
+    /// OP stack; hashed where there is a version too (Canyon).
+    pub deposit_nonce: Option<U64>,
+    pub deposit_receipt_version: Option<U64>,
 }
 
 pub fn parse_logs(json: &str) -> Result<Vec<WireLog>, Trouble> {
@@ -326,8 +436,8 @@ pub struct Parts {
 struct Receipts {
     told: Vec<WireReceipt>,
     logs: Vec<Log>,
-    /// The root was recomputed and is the header's.
-    proven: bool,
+    /// The bloom of those logs that count for the header's.
+    bloom: Bloom,
 }
 
 fn check_receipts(
@@ -340,8 +450,9 @@ fn check_receipts(
     if told.len() != count && told.len() != count - outside {
         return Err(Trouble::False(format!("{count} transactions, but {} receipts", told.len())));
     }
-    let mut facts = Vec::with_capacity(told.len());
-    let mut logs = Vec::new();
+    let mut logs = Vec::with_capacity(told.iter().map(|r| r.logs.len()).sum());
+    // Where in the block's logs each receipt's own end.
+    let mut ends = Vec::with_capacity(told.len());
     for (i, receipt) in told.iter_mut().enumerate() {
         let fits = receipt.transaction_index.to::<u64>() == i as u64
             && block.hash_at(i) == Some(receipt.transaction_hash)
@@ -353,24 +464,28 @@ fn check_receipts(
         if own.iter().any(|log| log.transaction_index as usize != i) {
             return Err(Trouble::False(format!("receipt {i} holds the log of another transaction")));
         }
-        logs.extend(own.iter().cloned());
-        if i < count - outside {
-            let outcome = match (&receipt.status, &receipt.root) {
-                (Some(status), _) => Eip658Value::Eip658(!status.is_zero()),
-                (None, Some(root)) if root.len() == 32 => Eip658Value::PostState(B256::from_slice(root)),
-                _ => return Err(Trouble::False(format!("receipt {i} has neither status nor root"))),
-            };
-            let kind = u8::try_from(receipt.kind.unwrap_or_default().to::<u64>())
-                .map_err(|_| Trouble::False(format!("receipt {i} has a type above 255")))?;
-            facts.push(ReceiptFacts {
-                kind,
-                outcome,
-                cumulative_gas_used: receipt.cumulative_gas_used.to(),
-                logs: own,
-            });
-        }
+        logs.extend(own);
+        ends.push(logs.len());
     }
-    let check = proof::receipts(&facts, block.header.receipts_root)?;
+    let mut facts = Vec::with_capacity(told.len());
+    let mut begin = 0;
+    for (i, receipt) in told.iter().enumerate().take(count - outside) {
+        let outcome = match (&receipt.status, &receipt.root) {
+            (Some(status), _) => Eip658Value::Eip658(!status.is_zero()),
+            (None, Some(root)) if root.len() == 32 => Eip658Value::PostState(B256::from_slice(root)),
+            _ => return Err(Trouble::False(format!("receipt {i} has neither status nor root"))),
+        };
+        let kind = u8::try_from(receipt.kind.unwrap_or_default().to::<u64>())
+            .map_err(|_| Trouble::False(format!("receipt {i} has a type above 255")))?;
+        let deposit = match (receipt.deposit_nonce, receipt.deposit_receipt_version) {
+            (Some(nonce), Some(version)) if kind == unsigned::OP_DEPOSIT => Some((nonce.to(), version.to())),
+            _ => None,
+        };
+        let cumulative_gas_used = receipt.cumulative_gas_used.to();
+        facts.push(ReceiptFacts { kind, outcome, cumulative_gas_used, logs: &logs[begin..ends[i]], deposit });
+        begin = ends[i];
+    }
+    let (check, bloom) = proof::receipts(&facts, block.header.receipts_root, quirks)?;
     let proven = check == Check::Holds;
     note(check, doubts);
     if proven {
@@ -383,15 +498,17 @@ fn check_receipts(
             before = facts.cumulative_gas_used;
         }
     }
-    Ok(Receipts { told, logs, proven })
+    Ok(Receipts { told, logs, bloom })
 }
 
+/// Reads the transactions, and proves them.
 fn check_transactions(
     block: &WireBlock,
-    all: &[Envelope],
+    listed: &[Told],
     quirks: &Quirks,
     doubts: &mut Vec<String>,
-) -> Result<(), Trouble> {
+) -> Result<Vec<Envelope>, Trouble> {
+    let all = listed.iter().map(|t| Envelope::parse(t.json.get())).collect::<Result<Vec<_>, _>>()?;
     let inside = all.len() - usize::from(block.state_synced(quirks));
     // Bor may tell the place that a state-sync transaction had in an orphaned sibling: it is known by its hash.
     for (i, tx) in all[..inside].iter().enumerate() {
@@ -403,16 +520,16 @@ fn check_transactions(
     }
     let mut known = Vec::with_capacity(inside);
     for tx in &all[..inside] {
-        match &tx.hashed {
-            Some(envelope) => known.push((envelope.clone(), tx.told.hash, tx.told.from)),
+        match &tx.form {
+            Some(form) => known.push((form, tx.told.hash, tx.told.from)),
             None => {
                 doubts.push(format!("a transaction has the type {:#x}", tx.told.kind.unwrap_or_default()));
-                return Ok(());
+                return Ok(all);
             }
         }
     }
     note(proof::transactions(&known, block.header.transactions_root, quirks)?, doubts);
-    Ok(())
+    Ok(all)
 }
 
 /// Verifies the parts against the header and each other, and takes what is wanted.
@@ -426,18 +543,22 @@ pub fn assemble(
 ) -> Result<Block, Trouble> {
     let Parts { block, logs, receipts } = parts;
     let at = block.verify(chain, quirks, doubts)?;
-    note(proof::withdrawals(block.withdrawals.as_deref(), block.header.withdrawals_root)?, &mut Vec::new());
-    if let Listed::Full(all) = &block.transactions {
-        check_transactions(&block, all, quirks, doubts)?;
-    }
+    note(proof::withdrawals(block.withdrawals.as_deref(), block.header.withdrawals_root, quirks)?, &mut Vec::new());
     let receipts = match receipts {
         Some(told) => Some(check_receipts(&block, told, quirks, doubts)?),
         None if wanted.receipts => return Err(Trouble::Lacks("receipts")),
         None => None,
     };
     let logs = if wanted.logs { take_logs(&block, logs, receipts.as_ref(), wanted, quirks)? } else { Vec::new() };
-    let transactions =
-        if wanted.transactions || wanted.receipts { take_transactions(&block, receipts.as_ref())? } else { Vec::new() };
+    let transactions = match &block.transactions {
+        _ if !(wanted.transactions || wanted.receipts) => Vec::new(),
+        Listed::Hashes(all) if all.is_empty() => Vec::new(),
+        Listed::Unknown | Listed::Hashes(_) => return Err(Trouble::Lacks("transactions")),
+        Listed::Full(listed) => {
+            let all = check_transactions(&block, listed, quirks, doubts)?;
+            take_transactions(chain, &block, all, receipts.as_ref())?
+        }
+    };
     let h = &block.header;
     let header = Header {
         at,
@@ -464,7 +585,7 @@ fn take_logs(
     let mut all = match (logs, receipts) {
         (Some(told), receipts) => {
             let all = logs_of(block, told)?;
-            proof::all_logs(place, &block.header.logs_bloom, &all, quirks)?;
+            proof::all_logs(place, &block.header.logs_bloom, &all, None, quirks)?;
             if let Some(r) = receipts {
                 let outside = proof::state_sync_hash(place.0, place.1);
                 let same = all
@@ -480,8 +601,8 @@ fn take_logs(
         // A node may leave the state-sync receipt out: then its logs are not known.
         (None, Some(r)) if r.told.len() < block.count() => return Err(Trouble::Lacks("logs")),
         (None, Some(r)) => {
-            proof::all_logs(place, &block.header.logs_bloom, &r.logs, quirks)?;
-            r.logs.clone()
+            proof::all_logs(place, &block.header.logs_bloom, &r.logs, Some(r.bloom), quirks)?;
+            r.logs.iter().filter(|log| is_wanted(log, wanted)).cloned().collect()
         }
         (None, None) if block.excludes(wanted, quirks) => Vec::new(),
         (None, None) => return Err(Trouble::Lacks("logs")),
@@ -495,26 +616,33 @@ pub fn is_wanted(log: &Log, wanted: &Wanted) -> bool {
         && (wanted.topic0.is_empty() || log.topics.first().is_some_and(|t| wanted.topic0.contains(t)))
 }
 
-fn take_transactions(block: &WireBlock, receipts: Option<&Receipts>) -> Result<Vec<Transaction>, Trouble> {
-    let Listed::Full(all) = &block.transactions else {
-        let none = matches!(&block.transactions, Listed::Hashes(all) if all.is_empty());
-        return if none { Ok(Vec::new()) } else { Err(Trouble::Lacks("transactions")) };
-    };
-    all.iter()
+fn take_transactions(
+    chain: ChainId,
+    block: &WireBlock,
+    all: Vec<Envelope>,
+    receipts: Option<&Receipts>,
+) -> Result<Vec<Transaction>, Trouble> {
+    all.into_iter()
         .enumerate()
-        .map(|(i, tx)| {
-            let told = &tx.told;
-            let receipt = receipts.and_then(|r| r.told.get(i).map(|one| (one, r.proven)));
-            let success = receipt.and_then(|(r, _)| r.status).map(|s| !s.is_zero());
+        .map(|(i, Envelope { told, form })| {
+            let signed = matches!(form, Some(Form::Signed(_)));
+            let receipt = receipts.and_then(|r| r.told.get(i));
+            let success = receipt.and_then(|r| r.status).map(|s| !s.is_zero());
             let created = match receipt {
                 Some(_) if success == Some(false) => None,
                 // Proven transactions: computed, not believed.
-                Some(_) if told.to.is_none() && tx.hashed.is_some() => Some(proof::created(told.from, told.nonce.to())),
-                Some((r, _)) => r.contract_address,
+                Some(_) if told.to.is_none() && signed => Some(proof::created(told.from, told.nonce.to())),
+                Some(r) => r.contract_address,
                 None => None,
             };
             let kind = u8::try_from(told.kind.unwrap_or_default().to::<u64>())
                 .map_err(|_| Trouble::False(format!("transaction {i} has a type above 255")))?;
+            let own_price = price(&told, block.header.base_fee_per_gas);
+            let gas_price = receipt.and_then(|r| r.effective_gas_price).map_or(own_price, |p| p.to());
+            // No root holds what a transaction paid: it follows from what it offered.
+            if signed && gas_price != own_price && ETHEREUM.contains(&chain.0) {
+                return Err(Trouble::False(format!("transaction {i} paid {own_price} wei a gas, not {gas_price}")));
+            }
             Ok(Transaction {
                 index: u32::try_from(i).map_err(|_| Trouble::False("too many transactions".into()))?,
                 hash: told.hash,
@@ -522,14 +650,12 @@ fn take_transactions(block: &WireBlock, receipts: Option<&Receipts>) -> Result<V
                 to: told.to,
                 created,
                 value: told.value,
-                input: told.input.clone(),
+                input: told.input,
                 nonce: told.nonce.to(),
                 kind,
                 gas_limit: told.gas.to(),
-                gas_used: receipt.map(|(r, _)| r.gas_used.to()),
-                gas_price: receipt
-                    .and_then(|(r, _)| r.effective_gas_price)
-                    .map_or_else(|| price(told, block.header.base_fee_per_gas), |p| p.to()),
+                gas_used: receipt.map(|r| r.gas_used.to()),
+                gas_price,
                 success,
             })
         })

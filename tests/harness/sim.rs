@@ -18,6 +18,7 @@ pub fn transfer_topic() -> B256 {
 }
 
 struct Tree {
+    chain: ChainId,
     rng: StdRng,
     blocks: HashMap<B256, Block>,
     /// The canonical chain from genesis.
@@ -36,7 +37,13 @@ pub struct SimChain {
 impl SimChain {
     /// `depth`: how far behind the tip finalized stands; no reorg is deeper.
     pub fn new(seed: u64, depth: u64) -> Self {
+        Self::of(CHAIN, seed, depth)
+    }
+
+    /// One chain of several.
+    pub fn of(chain: ChainId, seed: u64, depth: u64) -> Self {
         let mut tree = Tree {
+            chain,
             rng: StdRng::seed_from_u64(seed),
             blocks: HashMap::new(),
             path: vec![],
@@ -113,7 +120,7 @@ impl Tree {
         let number = self.path.len() as u64;
         let parent = self.path.last().copied().unwrap_or_default();
         let hash = keccak256(self.rng.random::<[u8; 32]>());
-        let at = BlockRef { chain: CHAIN, number, hash, parent, time: 1_700_000_000 + 12 * number };
+        let at = BlockRef { chain: self.chain, number, hash, parent, time: 1_700_000_000 + 12 * number };
         let logs: Vec<Log> = (0..self.rng.random_range(0..6u32))
             .map(|index| Log {
                 index,
@@ -190,7 +197,7 @@ fn only(block: &Block, wanted: &Wanted) -> Block {
 #[async_trait::async_trait]
 impl Source for SimChain {
     fn chain(&self) -> ChainId {
-        CHAIN
+        self.tree.lock().unwrap().chain
     }
     async fn head(&self) -> Result<BlockRef, ReadError> {
         let mut tree = self.tree.lock().unwrap();

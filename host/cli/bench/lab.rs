@@ -32,13 +32,14 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Lab {
     pub smoke: bool,
     pub plugin: Option<PathBuf>,
+    pub blocks: Option<PathBuf>,
     folder: tempfile::TempDir,
 }
 
 impl Lab {
-    pub fn new(within: &Path, smoke: bool, plugin: Option<PathBuf>) -> anyhow::Result<Self> {
+    pub fn new(within: &Path, smoke: bool, plugin: Option<PathBuf>, blocks: Option<PathBuf>) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir_in(within).with_context(|| format!("cannot write into {}", within.display()))?;
-        Ok(Self { smoke, plugin, folder })
+        Ok(Self { smoke, plugin, blocks, folder })
     }
 
     /// `full`, or of a smoke run a little.

@@ -12,6 +12,7 @@ mod pipeline;
 mod process;
 mod reload;
 mod sets;
+mod verification;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -39,6 +40,9 @@ pub struct Args {
     /// For `pipeline`: this plugin instead of the built-in filter
     #[arg(long, value_name = "WASM")]
     plugin: Option<PathBuf>,
+    /// For `verification`: recorded blocks, beside the made-up ones
+    #[arg(long, value_name = "FILE")]
+    blocks: Option<PathBuf>,
 }
 
 /// One measured thing.
@@ -77,6 +81,7 @@ type Measured = BoxFuture<'static, anyhow::Result<Vec<Figure>>>;
 
 /// In the order of the flow.
 const FIGURES: &[(&str, fn(Lab) -> Measured)] = &[
+    ("verification", |lab| Box::pin(async move { verification::measure(&lab) })),
     ("crossing", |lab| Box::pin(async move { crossing::measure(&lab) })),
     ("index", |lab| Box::pin(async move { Ok(index::measure(&lab)) })),
     ("sets", |lab| Box::pin(sets::measure(lab))),
@@ -102,7 +107,7 @@ pub async fn run(args: Args) -> anyhow::Result<Exit> {
         FIGURES.iter().filter(|(name, _)| args.figures.is_empty() || args.figures.iter().any(|f| f == name))
     {
         let began = Instant::now();
-        let lab = Lab::new(&folder, args.smoke, args.plugin.clone())?;
+        let lab = Lab::new(&folder, args.smoke, args.plugin.clone(), args.blocks.clone())?;
         let figures = measure(lab).await?;
         if !args.json {
             println!("{name} ({:.1} s)", began.elapsed().as_secs_f64());
