@@ -2,7 +2,7 @@
 //! A fault proxy before a real anvil, one for each kind of fault, by WebSocket and by HTTP; each is a chain of its own in one
 //! process. A round is one seed for all of them.
 //!
-//! `CHAINWEIR_SEED=n` replays a run, `CHAINWEIR_SEEDS=n` sets the number of rounds.
+//! `CHAINWEIR_SEED=n` replays a run, `CHAINWEIR_SEEDS=n` sets the number of rounds; `CHAINWEIR_LONG=1` is 1,000.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -26,9 +26,10 @@ const FINAL: u64 = 30;
 /// Chains of the process; anvil's own is 31337.
 const FIRST_CHAIN: u64 = 900_000;
 
+/// Seeds of each kind of fault.
 fn rounds(short: u64) -> u64 {
-    let long = if std::env::var_os("CHAINWEIR_LONG").is_some() { 1_000 } else { short };
-    std::env::var("CHAINWEIR_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(long)
+    let set = std::env::var("CHAINWEIR_SEEDS").ok().and_then(|s| s.parse().ok());
+    if std::env::var_os("CHAINWEIR_LONG").is_some() { 1_000 } else { set.unwrap_or(short) }
 }
 
 /// Where a log is, and what it says.
@@ -223,9 +224,9 @@ async fn whatever_a_provider_answers_the_output_is_the_chains_or_nothing() {
             chain.proxies[0].misbehave(chain.fault, chain.chance, seed.wrapping_add(round) ^ chain.id);
         }
         advance(&mut world).await;
-        // Half of the rounds are begun before the faults end, the others must end by themselves.
+        // Most get there by themselves; some faults end before that.
         let truth = world.truth().await;
-        let patience = if round % 2 == 0 { Duration::from_millis(200) } else { Duration::from_secs(3) };
+        let patience = Duration::from_millis(if round.is_multiple_of(5) { 1_000 } else { 150 });
         let late = settled(&running, &mut heard, &chains, &truth, patience).await;
         if !late.is_empty() {
             chains.iter().for_each(|c| c.proxies[0].behave());
@@ -360,7 +361,7 @@ async fn a_backfill_through_any_fault_gives_the_chains_logs_or_says_that_it_cann
             let seed = seed.wrapping_add(run * 100 + i as u64);
             // It begins well, or not.
             proxy.behave();
-            let url = if seed % 2 == 0 { proxy.ws() } else { proxy.http() };
+            let url = if seed.is_multiple_of(2) { proxy.ws() } else { proxy.http() };
             let source = rpc::Rpc::open(open(&url, "receipts")).await.expect("it answers");
             let from = 1 + seed % 30;
             let to = from + 8;

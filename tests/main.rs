@@ -14,6 +14,7 @@ mod hostile;
 mod isolation;
 mod journal;
 mod outages;
+mod providers;
 mod recorded;
 mod reload;
 mod reorgs;

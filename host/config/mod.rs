@@ -302,7 +302,9 @@ impl fmt::Debug for Redacted<'_> {
                 other => other.to_string(),
             }
         }
-        f.debug_map().entries(self.0.iter().map(|(key, value)| (key, shown(value)))).finish()
+        // A header's value is a secret more often than not.
+        let shown = |key: &str, value| if key == "headers" { "...".to_owned() } else { shown(value) };
+        f.debug_map().entries(self.0.iter().map(|(key, value)| (key, shown(key, value)))).finish()
     }
 }
 

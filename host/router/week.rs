@@ -129,7 +129,7 @@ impl World {
             self.finalized = self.finalized.max(safe);
         }
         for which in 0..2 {
-            if misfortune(&mut self.rng, 1_500, calm) {
+            if misfortune(&mut self.rng, 800, calm) {
                 self.providers[which].down_until = self.slot + self.rng.random_range(1..400);
                 self.tally.outages += 1;
             }

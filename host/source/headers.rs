@@ -9,8 +9,8 @@ use alloy_primitives::B256;
 
 use super::wire::WireBlock;
 
-/// An epoch or two of mainnet, 2 hours of a chain of two seconds. Some 1 KiB each.
-const HELD: usize = 4096;
+/// Ten epochs of mainnet, half an hour of a chain of two seconds. Some 1 KiB each.
+const HELD: usize = 1024;
 
 #[derive(Default)]
 pub(super) struct Headers {

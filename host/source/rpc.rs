@@ -550,7 +550,7 @@ impl Inner {
         let parts = Parts { block, logs, receipts };
         let mut block = wire::assemble(self.chain, parts, wanted, &self.quirks, &mut doubts).map_err(trouble)?;
         self.doubt(doubts);
-        if !self.proves_logs() && !(wanted.blocks || wanted.transactions || wanted.receipts) {
+        if !(self.proves_logs() || wanted.blocks || wanted.transactions || wanted.receipts) {
             // The same, whether or not the list of transactions happened to be read on the way to the logs.
             block.header.transaction_count = None;
         }

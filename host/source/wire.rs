@@ -90,7 +90,7 @@ pub enum Listed {
     Full(Vec<Told>),
 }
 
-/// A transaction, not read yet but for its hash: who wants logs alone need not pay for transactions.
+/// A transaction, not read yet but for its hash.
 #[derive(Clone, Debug)]
 pub struct Told {
     hash: B256,
@@ -501,10 +501,11 @@ fn check_receipts(
     Ok(Receipts { told, logs, bloom })
 }
 
-/// Reads the transactions, and proves them.
+/// Reads the transactions, and proves them; who sent them only where `senders` are wanted.
 fn check_transactions(
     block: &WireBlock,
     listed: &[Told],
+    senders: bool,
     quirks: &Quirks,
     doubts: &mut Vec<String>,
 ) -> Result<Vec<Envelope>, Trouble> {
@@ -528,7 +529,7 @@ fn check_transactions(
             }
         }
     }
-    note(proof::transactions(&known, block.header.transactions_root, quirks)?, doubts);
+    note(proof::transactions(&known, block.header.transactions_root, senders, quirks)?, doubts);
     Ok(all)
 }
 
@@ -550,12 +551,18 @@ pub fn assemble(
         None => None,
     };
     let logs = if wanted.logs { take_logs(&block, logs, receipts.as_ref(), wanted, quirks)? } else { Vec::new() };
+    let taken = wanted.transactions || wanted.receipts;
     let transactions = match &block.transactions {
-        _ if !(wanted.transactions || wanted.receipts) => Vec::new(),
+        // How many there are is told with the block, and their hashes with the logs.
+        Listed::Full(listed) if !taken && (wanted.blocks || wanted.logs) => {
+            check_transactions(&block, listed, false, quirks, doubts)?;
+            Vec::new()
+        }
+        _ if !taken => Vec::new(),
         Listed::Hashes(all) if all.is_empty() => Vec::new(),
         Listed::Unknown | Listed::Hashes(_) => return Err(Trouble::Lacks("transactions")),
         Listed::Full(listed) => {
-            let all = check_transactions(&block, listed, quirks, doubts)?;
+            let all = check_transactions(&block, listed, true, quirks, doubts)?;
             take_transactions(chain, &block, all, receipts.as_ref())?
         }
     };
