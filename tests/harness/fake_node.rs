@@ -168,7 +168,9 @@ impl State {
             "eth_blockNumber" => json!(format!("{:#x}", self.chain.len() - 1)),
             "eth_getBlockByNumber" => shape(self.by_number(&p[0]), &p[1]),
             "eth_getBlockByHash" => shape(self.by_hash(&p[0]), &p[1]),
-            "eth_getBlockReceipts" => self.by_hash(&p[0]).map_or(Value::Null, |m| m.receipts.clone()),
+            "eth_getBlockReceipts" => {
+                self.by_hash(&p[0]).or_else(|| self.by_number(&p[0])).map_or(Value::Null, |m| m.receipts.clone())
+            }
             "eth_getTransactionReceipt" => {
                 let all = self.chain.iter().flat_map(|m| m.receipts.as_array().into_iter().flatten());
                 all.into_iter().find(|r| r["transactionHash"] == p[0]).cloned().unwrap_or(Value::Null)
