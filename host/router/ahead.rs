@@ -21,12 +21,12 @@ use crate::model::{Block, BlockRef, Wanted};
 use crate::source::{ReadError, Source};
 
 /// Ranges that are being read at a time.
-const AT_ONCE: usize = 8;
+const AT_ONCE: usize = 16;
 /// What a range should come to; with all that are being read, and as much held: 64 MiB a chain.
-const RANGE_BYTES: usize = 4 << 20;
+const RANGE_BYTES: usize = 2 << 20;
 const HELD_BYTES: usize = 32 << 20;
 const BLOCKS_LEAST: u64 = 16;
-const BLOCKS_MOST: u64 = 2_048;
+const BLOCKS_MOST: u64 = 512;
 /// Nobody catches up any more: nothing is held.
 const IDLE: Duration = Duration::from_secs(5);
 

@@ -26,7 +26,7 @@ const BATCHES_AT_ONCE: usize = 8;
 /// One of many questions is asked so often before all that was asked beside it is thrown away.
 const TRIES: u32 = 5;
 /// Blocks in one answer where each one's header is looked at first.
-const PROVEN_AT_ONCE: u64 = 256;
+const PROVEN_AT_ONCE: u64 = 512;
 /// Blocks in one answer where each is asked for by itself.
 const BLOCKS_AT_ONCE: u64 = 64;
 /// Of a hundred blocks: where more than these hold something, looking at their headers first saves nothing.
