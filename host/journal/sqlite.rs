@@ -31,6 +31,8 @@ type Result<T> = std::result::Result<T, JournalError>;
 
 /// Most writes in one transaction: bounds how long the first one waits for the last one's work.
 const GROUP: usize = 256;
+/// How long a lock is waited for that another process holds.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 /// Page cache of the writer, KiB.
 const WRITER_CACHE_KIB: i64 = 64 * 1024;
 /// Idle read connections that are kept; each may hold 2 MiB of pages.
@@ -247,7 +249,17 @@ fn take_lock(path: &Path) -> Result<File> {
         .truncate(false)
         .open(&lock_path)
         .map_err(|e| fail("open", &e))?;
-    if let Err(e) = file.try_lock() {
+    // Whoever is just ending, or has a child that was forked and has not begun its own program yet, lets go in a moment.
+    let patience = Instant::now() + LOCK_PATIENCE;
+    let locked = loop {
+        match file.try_lock() {
+            Err(std::fs::TryLockError::WouldBlock) if Instant::now() < patience => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            other => break other,
+        }
+    };
+    if let Err(e) = locked {
         return Err(match e {
             std::fs::TryLockError::Error(e) => fail("lock", &e),
             std::fs::TryLockError::WouldBlock => {

@@ -9,7 +9,7 @@
 wit_bindgen::generate!({ path: "../../../sdk/wit", world: "plugin" });
 
 use chainweir::plugin::{config, log, state};
-use exports::chainweir::plugin::processor::{EventKind, Fault, Guest, Manifest, Stream, Subscription};
+use exports::chainweir::plugin::processor::{EventKind, Fault, Guest, InSet, Manifest, Place, Stream, Subscription};
 
 struct Hostile;
 export!(Hostile);
@@ -242,6 +242,9 @@ impl Guest for Hostile {
             "two-alike" => manifest.streams[1].name = "one".into(),
             "bad-address" => manifest.subscriptions[2].addresses.push(vec![0; 19]),
             "bad-topic" => manifest.subscriptions[2].topics.push(vec![vec![0; 31]]),
+            "wants-transfers" => manifest.subscriptions[0].kind = EventKind::Transfer,
+            "wants-decoding" => manifest.subscriptions[2].decode.push("event A()".into()),
+            "bad-set" => manifest.subscriptions[2].sets.push(InSet { place: Place::Topic1, name: "No Name".into() }),
             "five-topics" => manifest.subscriptions[2].topics = vec![vec![]; 5],
             "many-streams" => manifest.streams = (0..60_000).map(|n| stream(&format!("s{n}"))).collect(),
             "many-subscriptions" => manifest.subscriptions = (0..60_000).map(|_| all(EventKind::Log)).collect(),
