@@ -7,7 +7,7 @@ use alloy_primitives::Address;
 use serde_json::{Value, json};
 
 use crate::harness::anvil::Anvil;
-use crate::harness::belt::{seed, times};
+use crate::harness::belt::{seed, times, waited};
 use crate::harness::chain::{Chain, Town, Transfer};
 use crate::harness::process::{Ledger, Process, folder};
 use crate::harness::until;
@@ -74,23 +74,13 @@ async fn check(process: &Process, chain: &Chain, members: &Members) -> usize {
     let truth: Vec<Transfer> = chain.transfers(0..=head).await;
     let truth: Vec<Transfer> =
         truth.into_iter().filter(|t| members.at(t.from, t.block) || members.at(t.to, t.block)).collect();
-    let began = std::time::Instant::now();
-    loop {
-        let feed = process.feed("erc20-transfers.transfers").await;
-        let ledger = Ledger::of(&feed);
+    let net = || async {
+        let ledger = Ledger::of(&process.feed("erc20-transfers.transfers").await);
         assert_eq!(ledger.repeats, 0, "the feed says something twice");
-        let net = ledger.transfers();
-        if net == truth {
-            return truth.len();
-        }
-        if began.elapsed() > std::time::Duration::from_secs(20) {
-            let (net, truth): (BTreeSet<_>, BTreeSet<_>) = (net.into_iter().collect(), truth.into_iter().collect());
-            let missing: Vec<_> = truth.difference(&net).collect();
-            let invented: Vec<_> = net.difference(&truth).collect();
-            panic!("missing {missing:?}, invented {invented:?}; {:?}", members.0);
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+        Some(ledger.transfers())
+    };
+    waited(&format!("the feed of {:?}", members.0), &truth, net).await;
+    truth.len()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

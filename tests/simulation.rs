@@ -330,6 +330,8 @@ async fn one_chains_outage_or_halt_changes_nothing_for_another() {
     let config = Config::parse(&text, dir.path(), "chainweir.toml").expect("the configuration is right");
     let given = names.iter().zip(&chains).map(|(name, chain)| ((*name).to_owned(), chain.clone() as Arc<dyn Source>));
     let running = router::start_with(config, given.collect()).await.expect("the router starts");
+    // Nothing is said of a provider before it was asked.
+    assert!(running.handle.status.borrow().chains.iter().all(|c| c.state != "unreachable"));
     let [calm, down, torn] = &chains;
     // Each at its own pace.
     for (chain, blocks) in chains.iter().zip([40, 3, 400]) {

@@ -252,6 +252,22 @@ async fn trouble_that_passes_costs_time_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn batches_are_given_up_where_they_are_refused_and_not_for_an_outage() {
+    let node = node_of(200, 1).await;
+    let source = by_bloom(&node.url).await;
+    assert_eq!(count(&walk(&source, 0, &filtered()).await), 200);
+    let usual = node.largest_batch();
+    assert!(usual > 8, "headers come in batches: {usual}");
+
+    node.misbehave(|_, _, _| Reply::Status(502, "bad gateway".into()));
+    assert!(source.range(0, 200, &filtered()).await.is_err());
+    node.behave();
+    node.largest_batch();
+    assert_eq!(count(&walk(&source, 0, &filtered()).await), 200);
+    assert_eq!(node.largest_batch(), usual, "the connection was at fault, not the batch");
+}
+
+#[tokio::test]
 async fn rate_limits_never_shrink_a_range() {
     let node = node_of(50, 1).await;
     let source = by_bloom(&node.url).await;

@@ -75,7 +75,11 @@ pub async fn run(command: Command) -> anyhow::Result<Exit> {
     match command {
         Command::List { at } => list(&at).await,
         Command::Show { name, at } => {
-            each_page(&at.client()?, &name, |member| println!("{member}")).await?;
+            each_page(&at.client()?, &name, |member| {
+                println!("{member}");
+                Ok(())
+            })
+            .await?;
             Ok(Exit::Done)
         }
         Command::Add(Members { name, members, since }) => send(&name, members, vec![], &since).await,
@@ -90,7 +94,12 @@ pub async fn run(command: Command) -> anyhow::Result<Exit> {
             let mut gone: Vec<Member> = Vec::new();
             // A set that nobody named yet has no members.
             if names.any(|set| set.get("name").and_then(Value::as_str) == Some(&name)) {
-                each_page(&client, &name, |text| gone.extend(text.parse::<Member>().ok())).await?;
+                let read = |text: &str| {
+                    let member = text.parse().map_err(|why| anyhow::anyhow!("the set holds '{text}': {why}"))?;
+                    gone.push(member);
+                    Ok(())
+                };
+                each_page(&client, &name, read).await?;
             }
             gone.retain(|member| !keep.contains(member));
             send(&name, new, gone, &since).await
@@ -114,12 +123,12 @@ async fn list(at: &Where) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-async fn each_page(client: &Client, set: &str, mut each: impl FnMut(&str)) -> anyhow::Result<()> {
+async fn each_page(client: &Client, set: &str, mut each: impl FnMut(&str) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let mut after = String::new();
     loop {
         let page: Value = client.get(&format!("/sets/{set}?limit=100000{after}")).await?;
         for member in page.get("items").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
-            each(member);
+            each(member)?;
         }
         match page.get("next").and_then(Value::as_str) {
             Some(next) => after = format!("&after={next}"),

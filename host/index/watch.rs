@@ -9,6 +9,7 @@
 //! its edits: whoever reads an earlier block still sees it there.
 
 use std::hash::{BuildHasher, Hasher};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use alloy_primitives::{Address, B256};
 use foldhash::{HashMap, fast::RandomState};
@@ -26,6 +27,24 @@ struct Slot<const N: usize> {
     key: [u8; N],
     set: u32,
     edit: u32,
+}
+
+/// One table of them, for all who match and the one who edits.
+#[derive(Clone, Debug, Default)]
+pub struct SharedSets(Arc<RwLock<Sets>>);
+
+impl SharedSets {
+    pub fn new(sets: Sets) -> Self {
+        Self(Arc::new(RwLock::new(sets)))
+    }
+
+    pub fn read(&self) -> RwLockReadGuard<'_, Sets> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn write(&self) -> RwLockWriteGuard<'_, Sets> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// One kind of value: a multimap from it to its sets.

@@ -117,6 +117,19 @@ fn step(db: &Connection, last_offset: &mut u64, s: &Step) -> Result<()> {
 
     let first_offset = *last_offset + 1;
     insert_entries(db, last_offset, &s.entries)?;
+    let keep_step = |insert: &str, entries: usize, peak: u64| {
+        let BlockRef { number, hash, parent, time, .. } = &s.cursor;
+        db.prepare_cached(&format!("{insert} INTO step VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)"))?.execute(params![
+            id,
+            number,
+            blob(hash),
+            blob(parent),
+            time,
+            first_offset,
+            entries,
+            peak
+        ])
+    };
     if s.aside {
         let stays = s.from.as_ref().is_some_and(|from| *from == s.cursor);
         if !stays || s.entries.iter().any(|e| e.block.number > s.cursor.number) {
@@ -124,17 +137,7 @@ fn step(db: &Connection, last_offset: &mut u64, s: &Step) -> Result<()> {
         }
         if s.undo && !s.state.is_empty() {
             // The block may have a step of its own already: what is undone is undone once.
-            db.prepare_cached("INSERT OR IGNORE INTO step VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7)")?.execute(
-                params![
-                    id,
-                    s.cursor.number,
-                    blob(&s.cursor.hash),
-                    blob(&s.cursor.parent),
-                    s.cursor.time,
-                    first_offset,
-                    before.peak
-                ],
-            )?;
+            keep_step("INSERT OR IGNORE", 0, before.peak)?;
             keep_undo(db, s)?;
         }
         if let Some((edit, said)) = s.said {
@@ -142,15 +145,7 @@ fn step(db: &Connection, last_offset: &mut u64, s: &Step) -> Result<()> {
                 .execute(params![id, edit.0, said])?;
         }
     } else if s.undo && !empty {
-        db.prepare_cached("INSERT INTO step VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?2)")?.execute(params![
-            id,
-            s.cursor.number,
-            blob(&s.cursor.hash),
-            blob(&s.cursor.parent),
-            s.cursor.time,
-            first_offset,
-            s.entries.len()
-        ])?;
+        keep_step("INSERT", s.entries.len(), s.cursor.number)?;
         keep_undo(db, s)?;
     }
     let mut set = set_state(db)?;

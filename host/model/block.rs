@@ -154,6 +154,11 @@ impl Wanted {
         Self { blocks: true, transactions: true, receipts: true, logs: true, ..Self::default() }
     }
 
+    /// Something of every block, whatever its logs.
+    pub fn every_block(&self) -> bool {
+        self.blocks || self.transactions || self.receipts || self.transfers
+    }
+
     /// Whether a block that was fetched for `self` holds all that `need` asks for.
     pub fn covers(&self, need: &Self) -> bool {
         fn within<T: PartialEq>(ours: &[T], theirs: &[T]) -> bool {

@@ -18,7 +18,7 @@ use futures::future::{BoxFuture, Shared};
 use super::blocks::Plan;
 use crate::index::Matched;
 use crate::model::{Block, BlockRef, Wanted};
-use crate::source::{ReadError, Source};
+use crate::source::{Range, ReadError, Source};
 
 /// Ranges that are being read at a time.
 const AT_ONCE: usize = 16;
@@ -27,6 +27,8 @@ const RANGE_BYTES: usize = 2 << 20;
 const HELD_BYTES: usize = 32 << 20;
 const BLOCKS_LEAST: u64 = 16;
 const BLOCKS_MOST: u64 = 512;
+/// No source is asked for more at once.
+const RANGE_BLOCKS: u64 = 2_000;
 /// Nobody catches up any more: nothing is held.
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -34,9 +36,11 @@ const IDLE: Duration = Duration::from_secs(5);
 struct Piece {
     wanted: Wanted,
     end: u64,
-    read: Shared<BoxFuture<'static, Result<Arc<Read>, ReadError>>>,
+    read: Reading,
     used: Instant,
 }
+
+type Reading = Shared<BoxFuture<'static, Result<Arc<Read>, ReadError>>>;
 
 struct Read {
     blocks: Vec<Block>,
@@ -87,14 +91,7 @@ impl Ahead {
     ) -> Result<(Vec<Arc<Matched>>, BlockRef), ReadError> {
         loop {
             let (from, reading) = self.reading(first, last, plan.index.wanted());
-            let read = match reading.await {
-                Ok(read) => read,
-                Err(error) => {
-                    // To be asked for again, by whoever needs it next.
-                    self.pieces().0.remove(&from);
-                    return Err(error);
-                }
-            };
+            let read = reading.await?;
             self.learn(from, &read);
             if read.to.number < first {
                 continue;
@@ -109,18 +106,13 @@ impl Ahead {
     }
 
     /// The piece that holds a block, and others after it begun.
-    #[allow(clippy::type_complexity)]
-    fn reading(
-        &self,
-        first: u64,
-        last: u64,
-        wanted: &Wanted,
-    ) -> (u64, Shared<BoxFuture<'static, Result<Arc<Read>, ReadError>>>) {
+    fn reading(&self, first: u64, last: u64, wanted: &Wanted) -> (u64, Reading) {
         let (pieces, blocks) = &mut *self.pieces();
         let mut under_way = pieces.values().filter(|piece| piece.read.peek().is_none()).count();
         let mut held: usize = pieces.values().filter_map(Piece::done).map(|read| read.bytes).sum();
         let (mut next, mut answer) = (first, None);
         while next <= last && (answer.is_none() || (under_way < AT_ONCE && held < HELD_BYTES)) {
+            // One that failed is asked for again, by whoever needs it next.
             let found = pieces.range_mut(..=next).next_back().filter(|(_, piece)| {
                 piece.reaches() >= next && piece.wanted.covers(wanted) && !matches!(piece.read.peek(), Some(Err(_)))
             });
@@ -191,17 +183,24 @@ impl Read {
     }
 }
 
+/// One answer of a source for final blocks: from the first on, and of nothing that was not asked for.
+pub async fn range(source: &dyn Source, from: u64, to: u64, wanted: &Wanted) -> Result<Range, ReadError> {
+    let to = to.min(from.saturating_add(RANGE_BLOCKS - 1));
+    let range = source.range(from, to, wanted).await?;
+    let outside = |at: BlockRef| at.number < from || at.number > to;
+    if outside(range.to) || range.blocks.iter().any(|b| outside(b.at())) {
+        let why = format!("asked for blocks {from} to {to}, got an answer up to {}", range.to);
+        return Err(ReadError::Again { why, after: None });
+    }
+    Ok(range)
+}
+
 /// A range, from as many answers as the source needs; less of it where it is much.
 async fn read(source: Arc<dyn Source>, first: u64, end: u64, wanted: Wanted) -> Result<Arc<Read>, ReadError> {
     let (mut blocks, mut size, mut before): (Vec<Block>, usize, Option<BlockRef>) = (Vec::new(), 0, None);
     let mut next = first;
     let to = loop {
-        let range = source.range(next, end, &wanted).await?;
-        let outside = |at: BlockRef| at.number < next || at.number > end;
-        if outside(range.to) || range.blocks.iter().any(|b| outside(b.at())) {
-            let why = format!("asked for blocks {next} to {end}, got an answer up to {}", range.to);
-            return Err(ReadError::Again { why, after: None });
-        }
+        let range = range(&*source, next, end, &wanted).await?;
         if let (Some(before), Some(block)) = (before, range.blocks.first().map(Block::at))
             && block.number == before.number + 1
             && block.parent != before.hash

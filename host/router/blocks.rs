@@ -1,11 +1,11 @@
 //! The blocks above finalized, fetched once and matched once for all plugins that step over them.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex};
 
 use alloy_primitives::B256;
 
-use crate::index::watch::Sets;
+use crate::index::watch::SharedSets;
 use crate::index::{Index, Matched};
 use crate::model::{Block, BlockRef, Wanted};
 use crate::source::{ReadError, Source};
@@ -20,12 +20,12 @@ pub struct Plan {
     /// Tells plans apart.
     pub generation: u64,
     /// Edited while plans are in use: what a block has of them stays the same.
-    pub sets: Arc<RwLock<Sets>>,
+    pub sets: SharedSets,
 }
 
 impl Plan {
     pub fn match_block(&self, block: &Block) -> Matched {
-        let sets = self.sets.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let sets = self.sets.read();
         let at = block.at();
         self.index.match_block(block, sets.at(at.chain, at.number))
     }

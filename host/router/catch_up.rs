@@ -5,15 +5,14 @@
 //! that of the cursor's block, undone with it; so is the place up to which it has come, and after a reorg it is shown the
 //! same blocks again, but says nothing twice.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
+use super::ahead;
 use super::work::{self, Desk, Done, Failed, Kit};
 use crate::index::watch::View;
 use crate::journal;
 use crate::model::{BlockRef, EditId};
 use crate::plugin::HOST_KEYS;
-
-const RANGE_BLOCKS: u64 = 2_000;
 
 /// One edit's blocks, and how far this consumer has come in them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,17 +48,13 @@ pub fn left(desk: &Desk) -> Result<Vec<CatchUp>, Failed> {
 /// The next range of the first that is left.
 pub async fn step(desk: &Desk, kit: &mut Kit, cursor: BlockRef) -> Result<Done, Failed> {
     let Some(todo) = kit.catch_ups.as_ref().and_then(|all| all.first()).copied() else { return Ok(Done::default()) };
-    let last = todo.last.min(desk.finalized).min(todo.next.saturating_add(RANGE_BLOCKS - 1));
-    let range = desk.source.range(todo.next, last, desk.plan.index.wanted()).await?;
-    if range.to.number < todo.next || range.to.number > last {
-        let why = format!("asked for blocks {} to {last}, got an answer up to {}", todo.next, range.to);
-        return Err(Failed::Again { why, after: None });
-    }
+    let last = todo.last.min(desk.finalized);
+    let range = ahead::range(&*desk.source, todo.next, last, desk.plan.index.wanted()).await?;
     let after = range.to.number + 1;
     let (plan, chain) = (desk.plan.clone(), desk.chain);
     let before = EditId(todo.edit.0.saturating_sub(1));
     let matched = tokio::task::spawn_blocking(move || {
-        let sets = plan.sets.read().unwrap_or_else(PoisonError::into_inner);
+        let sets = plan.sets.read();
         let view = |number| -> View<'_> { sets.at(chain, number) };
         let both = range.blocks.iter().map(|block| {
             let view = view(block.at().number);

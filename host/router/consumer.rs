@@ -112,12 +112,10 @@ impl Router {
         if consumer.retry_at.is_some_and(|at| Instant::now() < at) && !taking_back {
             return;
         }
-        let aside = begun
-            && full_output.is_none()
-            && next != Some(Next::Undo)
-            && consumer.kit.is_ready()
-            && catches_up(consumer, &next, path);
-        let prepare = begun && !consumer.kit.is_ready() && !matches!(next, Some(Next::Verify | Next::Undo));
+        let settled = next.as_ref().is_some_and(|next| !next.looks_back());
+        let ready = consumer.kit.is_ready();
+        let aside = settled && ready && full_output.is_none() && catches_up(consumer, &next, path);
+        let prepare = settled && !ready;
         match next {
             Some(Next::Wait) if !aside && !prepare => return,
             Some(Next::Live(_) | Next::Range { .. }) if full_output.is_some() => {
@@ -161,7 +159,7 @@ impl Router {
         consumer.busy = true;
         consumer.retry_at = None;
         self.jobs.spawn(async move {
-            let back = matches!(next, Some(Next::Verify | Next::Undo));
+            let back = next.as_ref().is_some_and(Next::looks_back);
             let result = match (next, cursor) {
                 _ if prepare => work::prepare(&desk, &mut kit, cursor, begin, &path).await,
                 (_, Some(cursor)) if aside => catch_up::step(&desk, &mut kit, cursor).await,

@@ -6,7 +6,6 @@
 //! has passed its block: it is shown later what those blocks hold for the edit alone.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::PoisonError;
 
 use futures::FutureExt;
 use tokio::sync::oneshot;
@@ -118,7 +117,7 @@ impl Router {
             begins.values_mut().for_each(|first| *first = from);
         }
         let edit = {
-            let mut sets = self.sets.write().unwrap_or_else(PoisonError::into_inner);
+            let mut sets = self.sets.write();
             let (set, id) = (sets.id(&name), EditId(sets.last_edit().0 + 1));
             sets.edit(id, begins.iter().map(|(chain, block)| (*chain, *block)));
             let add = change.add.into_iter().filter(|member| sets.add(set, *member, id)).collect();

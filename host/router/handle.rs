@@ -1,11 +1,11 @@
 //! What the outside may ask of a running process: the commands, each answered once.
 
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::edits::{Change, Edited, Reply};
-use crate::index::watch::Sets;
+use crate::index::watch::SharedSets;
 use crate::journal::Journal;
 use crate::model::{OutputName, PluginName, SetName, Status};
 
@@ -35,7 +35,7 @@ pub enum Command {
 pub struct Handle {
     pub(crate) commands: mpsc::Sender<(Command, oneshot::Sender<Answer>)>,
     pub status: watch::Receiver<Arc<Status>>,
-    pub sets: Arc<RwLock<Sets>>,
+    pub sets: SharedSets,
     pub journal: Arc<dyn Journal>,
 }
 

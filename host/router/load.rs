@@ -4,7 +4,7 @@
 
 use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
@@ -13,7 +13,7 @@ use super::consumer::FULL_RETRY;
 use super::work::state_of;
 use crate::config::{Config, PluginConfig};
 use crate::index::Index;
-use crate::index::watch::Sets;
+use crate::index::watch::SharedSets;
 use crate::journal::{Consumer, Journal, JournalError, TrackId, VersionWrite, Write};
 use crate::model::{ChainId, Manifest, PluginName, StreamId};
 use crate::plugin::capabilities::{Capability, Grants};
@@ -94,7 +94,7 @@ pub struct Load {
     pub config: Arc<Config>,
     pub journal: Arc<dyn Journal>,
     pub chains: Vec<ReadyChain>,
-    pub sets: Arc<RwLock<Sets>>,
+    pub sets: SharedSets,
     pub file: PathBuf,
     /// The plugin that this file provides now.
     pub provides: Option<PluginName>,
@@ -230,10 +230,8 @@ impl Load {
         let consumers = self.journal.consumers().map_err(|e| e.to_string())?;
         for chain in &self.chains {
             let consumer = consumers.iter().find(|c| c.plugin == candidate.manifest.name && c.chain == chain.id);
-            let index = {
-                let mut sets = self.sets.write().unwrap_or_else(PoisonError::into_inner);
-                Index::new(chain.id, [(0, candidate.manifest.subscriptions.as_slice())], &mut sets)
-            };
+            let subscriptions = candidate.manifest.subscriptions.as_slice();
+            let index = Index::new(chain.id, [(0, subscriptions)], &mut self.sets.write());
             let plan = Plan { index, generation: 0, sets: self.sets.clone() };
             for block in chain.blocks.recent(plan.index.wanted(), TRIAL_BLOCKS) {
                 let matched = plan.match_block(&block);

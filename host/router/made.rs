@@ -3,19 +3,17 @@
 //! A factory that names a block to begin at is read from there before the consumer's first step, without its children's
 //! events: those come with the consumer's own blocks.
 
+use super::ahead;
 use super::work::{Desk, Failed};
 use crate::chain::Follower;
-use crate::index::Index;
 use crate::index::children::{Children, FactoryId, made};
-use crate::index::watch::Sets;
-use crate::model::{Block, EventKind, Factory, Subscription, Wanted};
+use crate::model::{Block, Wanted};
 use crate::plugin::HOST_KEYS;
 
 const PAGE: u32 = 10_000;
 const CHILD: &[u8] = b"made:";
 /// Present where the blocks before the consumer's beginning have been read for a factory.
 const READ: &[u8] = b"read:";
-const RANGE_BLOCKS: u64 = 2_000;
 
 fn key(what: &[u8], factory: FactoryId) -> Vec<u8> {
     [HOST_KEYS, what, &factory.0].concat()
@@ -58,18 +56,16 @@ pub async fn read_back(
         if since > upto || desk.journal.state_get(desk.consumer, &key(READ, id))?.is_some() {
             continue;
         }
-        let wanted = wanted(factory, desk);
+        // The factory's own events alone.
+        let (addresses, topic0) = (factory.makers.clone(), vec![factory.event]);
+        let wanted = Wanted { logs: true, addresses, topic0, ..Wanted::default() };
         let mut learn = |block: &Block| {
             block.logs.iter().filter_map(|log| made(factory, log)).for_each(|child| children.learn(id, child));
         };
         let (mut next, last_final) = (since, upto.min(desk.finalized));
         while next <= last_final {
-            let range = desk.source.range(next, last_final.min(next + RANGE_BLOCKS - 1), &wanted).await?;
+            let range = ahead::range(&*desk.source, next, last_final, &wanted).await?;
             range.blocks.iter().for_each(&mut learn);
-            if range.to.number < next {
-                let why = format!("asked for blocks from {next}, got an answer up to {}", range.to);
-                return Err(Failed::Again { why, after: None });
-            }
             next = range.to.number + 1;
         }
         for number in next..=upto {
@@ -81,13 +77,6 @@ pub async fn read_back(
         read.push(id);
     }
     Ok(read)
-}
-
-/// The factory's own events alone.
-fn wanted(factory: &Factory, desk: &Desk) -> Wanted {
-    let mut makers = Subscription::all(EventKind::Log);
-    (makers.addresses, makers.topics[0]) = (factory.makers.clone(), vec![factory.event]);
-    Index::new(desk.chain, [(0, [makers].as_slice())], &mut Sets::default()).wanted().clone()
 }
 
 /// What was learned since, for the step that learned it.

@@ -34,7 +34,7 @@ mod work;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
@@ -49,7 +49,7 @@ use self::plugins::Plugin;
 use self::turns::Turns;
 use crate::chain::Follower;
 use crate::config::{ChainConfig, Config};
-use crate::index::watch::Sets;
+use crate::index::watch::SharedSets;
 use crate::journal::sqlite::SqliteJournal;
 use crate::journal::{DeadFilter, Journal, LaneWrite, Write};
 use crate::lane::{Lane, Routed, Settings};
@@ -173,7 +173,7 @@ pub async fn start_with(config: Config, given: BTreeMap<String, Arc<dyn Source>>
     let (stop, stopped) = watch::channel(false);
     let reading = journal.clone();
     let sets = tokio::task::spawn_blocking(move || edits::load(&*reading)).await;
-    let sets = Arc::new(RwLock::new(sets.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?));
+    let sets = SharedSets::new(sets.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?);
     let handle = Handle { commands, status, sets: sets.clone(), journal: journal.clone() };
     let mut router = Router::new(config, journal, engine, picture);
     router.sets = sets;
@@ -214,7 +214,7 @@ struct Router {
     next_subscriber: u32,
     generation: u64,
     /// The watch sets, as matching reads them.
-    sets: Arc<RwLock<Sets>>,
+    sets: SharedSets,
     /// While some reach back, no step begins.
     edits: self::edits::Edits,
     /// The disk is full: since when, and why.
@@ -246,7 +246,7 @@ impl Router {
                 plan: Arc::default(),
                 path: None,
                 safe: 0,
-                state: "arriving",
+                state: "connecting",
                 why: None,
                 reorgs: 0,
                 accept: Arc::default(),
@@ -276,7 +276,7 @@ impl Router {
             followers: JoinSet::new(),
             next_subscriber: 0,
             generation: 0,
-            sets: Arc::default(),
+            sets: SharedSets::default(),
             edits: Default::default(),
             full: None,
             fatal: None,
@@ -530,7 +530,7 @@ impl Router {
                 let consumer = p.consumers.get(name)?;
                 Some((consumer.subscriber, p.candidate.manifest.subscriptions.as_slice()))
             });
-            let index = Index::new(id, subscribers, &mut self.sets.write().unwrap_or_else(PoisonError::into_inner));
+            let index = Index::new(id, subscribers, &mut self.sets.write());
             chain.plan = Arc::new(Plan { index, generation: self.generation, sets: self.sets.clone() });
         }
     }

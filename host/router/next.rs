@@ -19,6 +19,13 @@ pub enum Next {
     Undo,
 }
 
+impl Next {
+    /// The cursor is in doubt, or known to be orphaned: nothing is written at it before that is settled.
+    pub fn looks_back(&self) -> bool {
+        matches!(self, Self::Verify | Self::Undo)
+    }
+}
+
 /// Where a consumer stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {

@@ -135,36 +135,13 @@ impl Chain {
         let consumer = &mut consumers[which];
         let finalized = follower.finalized().number;
         let first = replay[0].number;
-        let before = consumer.place.cursor;
         let canonical = |number: u64| replay[usize::try_from(number - first).expect("few blocks")];
-        match next(&consumer.place, follower, finalized) {
-            Next::Wait => return false,
-            Next::Mark => {}
-            Next::Verify => {
-                let cursor = consumer.place.cursor.expect("verified");
-                consumer.place.verified = canonical(cursor.number).hash == cursor.hash;
-                if !consumer.place.verified {
-                    consumer.undo(blocks, &canonical, knows_orphans);
-                }
-            }
-            Next::Range { from, to } => {
-                for number in from.max(first)..=to {
-                    consumer.take(canonical(number), false);
-                }
-                consumer.place.cursor = Some(canonical(to));
-                consumer.place.verified = true;
-            }
-            Next::Live(block) => {
-                if let Some(cursor) = consumer.place.cursor {
-                    assert_eq!(block.parent, cursor.hash);
-                }
-                consumer.take(block, true);
-                (consumer.place.cursor, consumer.place.verified) = (Some(block), false);
-            }
-            Next::Undo => consumer.undo(blocks, &canonical, knows_orphans),
-        }
-        consumer.stepped(before, finalized);
-        true
+        let next = match next(&consumer.place, follower, finalized) {
+            Next::Range { from, to } => Next::Range { from: from.max(first), to },
+            next => next,
+        };
+        consumer.step(&next, finalized, blocks, &canonical, knows_orphans);
+        next != Next::Wait
     }
 
     fn check(&self) {
@@ -184,8 +161,44 @@ impl Consumer {
         Self { place, one_in, state: 0, steps: vec![] }
     }
 
+    /// Does what is next; `canonical` is the chain as the provider has it.
+    pub(super) fn step(
+        &mut self,
+        next: &Next,
+        finalized: u64,
+        blocks: &[BlockRef],
+        canonical: &impl Fn(u64) -> BlockRef,
+        knows_orphans: bool,
+    ) {
+        let before = self.place.cursor;
+        match *next {
+            Next::Wait => return,
+            Next::Mark => {}
+            Next::Verify => {
+                let cursor = before.expect("it is verified");
+                self.place.verified = canonical(cursor.number).hash == cursor.hash;
+                if !self.place.verified {
+                    self.undo(blocks, canonical, knows_orphans);
+                }
+            }
+            Next::Range { from, to } => {
+                (from..=to).for_each(|number| self.take(canonical(number), false));
+                (self.place.cursor, self.place.verified) = (Some(canonical(to)), true);
+            }
+            Next::Live(block) => {
+                if let Some(cursor) = before {
+                    assert_eq!(block.parent, cursor.hash);
+                }
+                self.take(block, true);
+                (self.place.cursor, self.place.verified) = (Some(block), false);
+            }
+            Next::Undo => self.undo(blocks, canonical, knows_orphans),
+        }
+        self.stepped(before, finalized);
+    }
+
     /// A step forward tells the journal what is final: undo is kept back to there.
-    pub(super) fn stepped(&mut self, before: Option<BlockRef>, finalized: u64) {
+    fn stepped(&mut self, before: Option<BlockRef>, finalized: u64) {
         let now = self.place.cursor.map_or(0, |cursor| cursor.number);
         if before.is_some_and(|before| now < before.number) {
             return;
@@ -206,7 +219,7 @@ impl Consumer {
     }
 
     /// Of blocks before its beginning, below which a reorg may take it, it hears nothing.
-    pub(super) fn take(&mut self, block: BlockRef, undo: bool) {
+    fn take(&mut self, block: BlockRef, undo: bool) {
         if block.number >= self.place.begin && self.wants(&block) {
             if undo {
                 self.steps.push((block, self.state));
@@ -217,7 +230,7 @@ impl Consumer {
 
     /// To the common ancestor where the provider knows the orphaned blocks; else to the newest canonical block in which
     /// something was done, or to where there is nothing to undo.
-    pub(super) fn undo(&mut self, blocks: &[BlockRef], canonical: &impl Fn(u64) -> BlockRef, knows_orphans: bool) {
+    fn undo(&mut self, blocks: &[BlockRef], canonical: &impl Fn(u64) -> BlockRef, knows_orphans: bool) {
         let cursor = self.place.cursor.expect("who has no cursor has nothing to undo");
         let ours = self.place.finalized;
         let to = if knows_orphans {

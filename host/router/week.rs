@@ -279,36 +279,16 @@ impl Life {
             // What is final is so for everybody; above it the path tells.
             let canonical =
                 |number: u64| path.at(number).copied().unwrap_or_else(|| blocks[world.path[number as usize]]);
-            let before = consumer.place.cursor;
-            match next(&consumer.place, path, finalized) {
+            let next = next(&consumer.place, path, finalized);
+            // Providers differ in whether they know orphaned blocks: some do here.
+            let knows = consumer.place.cursor.is_some_and(|at| at.number.is_multiple_of(2));
+            consumer.step(&next, finalized, blocks, &canonical, knows);
+            drop(world);
+            match next {
                 Next::Wait => return,
-                Next::Mark => {}
-                Next::Verify => {
-                    let cursor = consumer.place.cursor.expect("it is verified");
-                    consumer.place.verified = canonical(cursor.number).hash == cursor.hash;
-                    if !consumer.place.verified {
-                        consumer.undo(blocks, &canonical, false);
-                    }
-                }
-                Next::Range { from, to } => {
-                    (from..=to).for_each(|number| consumer.take(canonical(number), false));
-                    consumer.place.cursor = Some(canonical(to));
-                    consumer.place.verified = true;
-                }
-                Next::Live(block) => {
-                    consumer.take(block, true);
-                    (consumer.place.cursor, consumer.place.verified) = (Some(block), false);
-                }
-                Next::Undo => {
-                    // Providers differ in whether they know orphaned blocks: some do here.
-                    let knows = consumer.place.cursor.is_some_and(|at| at.number.is_multiple_of(2));
-                    consumer.undo(blocks, &canonical, knows);
-                    drop(world);
-                    self.network.world().tally.undone += 1;
-                    continue;
-                }
+                Next::Undo => self.network.world().tally.undone += 1,
+                _ => {}
             }
-            consumer.stepped(before, finalized);
         }
     }
 }

@@ -250,7 +250,7 @@ async fn step(
     undo: bool,
     matched: Vec<Arc<Matched>>,
 ) -> Result<Done, Failed> {
-    let mut children = children_of(desk, kit)?;
+    let mut children = children_of(kit)?;
     let done = step_with(desk, kit, &mut children, from, cursor, undo, matched).await;
     if done.is_err() {
         // What a failed step learned is learned again.
@@ -303,10 +303,7 @@ pub async fn step_aside(
 ) -> Result<Done, Failed> {
     let subscriber = desk.subscriber;
     // What was made later is known as well by now, and has no events here.
-    let mut children = match &kit.children {
-        Some(children) => children.clone(),
-        None => made::remember(desk)?,
-    };
+    let mut children = children_of(kit)?;
     let mut mine = Vec::new();
     for (with, without) in matched {
         let before: Vec<EventPosition> =
@@ -317,6 +314,8 @@ pub async fn step_aside(
             mine.push(Mine { matched: with, block: false, events });
         }
     }
+    children.unlearn();
+    kit.children = Some(children);
     let (mut output, mut entries, mine) = run(desk, kit, mine, Class::Range).await?;
     output.state.extend(state);
     entries.retain(|entry| entry.block.number >= todo.said);
@@ -326,11 +325,8 @@ pub async fn step_aside(
     Ok(done)
 }
 
-fn children_of(desk: &Desk, kit: &mut Kit) -> Result<Children, Failed> {
-    match kit.children.take() {
-        Some(children) => Ok(children),
-        None => made::remember(desk),
-    }
+fn children_of(kit: &mut Kit) -> Result<Children, Failed> {
+    kit.children.take().ok_or_else(|| Failed::Again { why: "a step began unprepared".into(), after: None })
 }
 
 fn done(output: &StepOutput, mine: &[Mine]) -> Done {

@@ -53,7 +53,7 @@ struct Whole {
 
 pub(super) async fn list(State(app): State<App>, uri: Uri) -> Result<Response, Problem> {
     Params::of(&uri, &[])?;
-    let sets = app.handle.sets.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let sets = app.handle.sets.read();
     let items: Vec<Value> = sets.list().map(|(name, members)| json!({ "name": name, "members": members })).collect();
     Ok(Json(json!({ "items": items, "bytes": sets.bytes() })).into_response())
 }
@@ -66,7 +66,7 @@ pub(super) async fn show(State(app): State<App>, Path(set): Path<String>, uri: U
     let name = known(&app, &set)?;
     let sets = app.handle.sets.clone();
     let page = tokio::task::spawn_blocking(move || {
-        let sets = sets.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let sets = sets.read();
         sets.get(&name).map_or(vec![], |id| sets.page(id, after, limit))
     });
     let members = page.await.map_err(|e| Problem(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
@@ -78,7 +78,7 @@ pub(super) async fn show(State(app): State<App>, Path(set): Path<String>, uri: U
 /// A set that somebody named or filled.
 fn known(app: &App, set: &str) -> Result<SetName, Problem> {
     let name = name(set, SetName::new)?;
-    let sets = app.handle.sets.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let sets = app.handle.sets.read();
     if sets.get(&name).is_some() {
         return Ok(name);
     }
@@ -119,7 +119,7 @@ pub(super) async fn replace(
     let sets = app.handle.sets.clone();
     let (of, keep) = (set.clone(), whole.iter().copied().collect::<HashSet<_>>());
     let gone = tokio::task::spawn_blocking(move || {
-        let sets = sets.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let sets = sets.read();
         let now = sets.get(&of).map(|id| sets.members(id));
         now.into_iter().flatten().filter(|member| !keep.contains(member)).collect::<Vec<_>>()
     });

@@ -178,14 +178,13 @@ impl<F: Format> Source for Archive<F> {
         let to = to.min(self.head.number).min(from.saturating_add(BLOCKS_AT_ONCE - 1));
         let wanted = wanted.clone();
         self.ask(move |stacks| {
-            let each = wanted.blocks || wanted.transactions || wanted.receipts;
             let mut blocks = Vec::new();
             let mut last = None;
             for number in from..=to {
                 let (volume, at) = stacks.find(number)?;
                 let block = volume.block(at, &wanted)?;
                 last = Some(block.at());
-                if each || !block.logs.is_empty() {
+                if wanted.every_block() || !block.logs.is_empty() {
                     blocks.push(block);
                 }
             }

@@ -341,8 +341,7 @@ impl Source for Recorded {
         let last =
             *indexes.last().ok_or(ReadError::Halt { why: format!("a range from {from} to {to}: this is a bug") })?;
         let mut blocks = self.read(indexes, wanted).await?;
-        let each = wanted.blocks || wanted.transactions || wanted.receipts;
-        blocks.retain(|b| each || !b.logs.is_empty());
+        blocks.retain(|b| wanted.every_block() || !b.logs.is_empty());
         Ok(Range { blocks, to: self.shared.entries[last].at })
     }
 

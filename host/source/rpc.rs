@@ -75,8 +75,7 @@ impl std::fmt::Display for Place {
 }
 
 /// How logs are proven.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Verify {
     #[default]
     Receipts,

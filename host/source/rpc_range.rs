@@ -37,8 +37,7 @@ const FILTER_MOST: usize = 1000;
 
 impl Inner {
     pub(super) async fn range(&self, ep: &Endpoint, from: u64, to: u64, wanted: &Wanted) -> Result<Range, Fail> {
-        let each = wanted.blocks || wanted.transactions || wanted.receipts || wanted.transfers;
-        if each || !wanted.logs || self.proves_logs() {
+        if wanted.every_block() || !wanted.logs || self.proves_logs() {
             return match self.by_number(ep, from, to, wanted).await {
                 // Asked for by number, a block beyond the node's head is an error: there the range ends.
                 Err(Fail::Unknown(what)) => match self.head_of(ep).await? {
@@ -91,8 +90,7 @@ impl Inner {
 
     /// Every block's header at least, each by its number.
     async fn by_number(&self, ep: &Endpoint, from: u64, to: u64, wanted: &Wanted) -> Result<Range, Fail> {
-        let each = wanted.blocks || wanted.transactions || wanted.receipts || wanted.transfers;
-        if each || (wanted.logs && self.dense.load(Ordering::Relaxed) > DENSE) {
+        if wanted.every_block() || (wanted.logs && self.dense.load(Ordering::Relaxed) > DENSE) {
             return self.each(ep, from, to.min(from + BLOCKS_AT_ONCE - 1), wanted).await;
         }
         if !wanted.logs {
@@ -106,7 +104,7 @@ impl Inner {
         let mut blocks: Vec<Block> = asked.buffered(AT_ONCE).try_collect().await?;
         linked(blocks.iter().map(Block::at))?;
         let last = blocks.last().map(Block::at).ok_or_else(|| Fail::Other("an empty range was asked for".into()))?;
-        if wanted.logs && !(wanted.blocks || wanted.transactions || wanted.receipts || wanted.transfers) {
+        if wanted.logs && !wanted.every_block() {
             let all = blocks.len();
             blocks.retain(|block| !block.logs.is_empty());
             self.learn_density(blocks.len(), all);
@@ -162,20 +160,10 @@ impl Inner {
             let read = told.map(|raw| self.read_header(raw, Some(Place::Number(*number))));
             headers.push(match read {
                 Some(Ok(header)) => header,
-                _ => self.header_patiently(ep, *number).await?,
+                _ => patiently(|| self.header(ep, Place::Number(*number))).await?,
             });
         }
         Ok(headers)
-    }
-
-    async fn header_patiently(&self, ep: &Endpoint, number: u64) -> Result<WireBlock, Fail> {
-        let mut tries = 0;
-        loop {
-            match self.header(ep, Place::Number(number)).await {
-                Ok(header) => return Ok(header),
-                Err(fail) => tokio::time::sleep(next_try(fail, &mut tries)?).await,
-            }
-        }
     }
 
     /// A block by number, with its receipts in the same round trip where they will be needed.
@@ -185,31 +173,26 @@ impl Inner {
         if !receipts || wanted.transfers || self.quirks.may_state_sync(number) {
             return self.whole(ep, place, wanted).await;
         }
-        let mut tries = 0;
-        loop {
-            let both = futures::join!(self.raw_block(ep, place, true), self.raw_receipts_at(ep, place));
-            let fail = match both {
+        let both = patiently(|| async {
+            match futures::join!(self.raw_block(ep, place, true), self.raw_receipts_at(ep, place)) {
                 // No such method, or not by number.
-                (Ok(_), Ok(None) | Err(Fail::Unknown(_))) => return self.whole(ep, place, wanted).await,
+                (Ok(_), Ok(None) | Err(Fail::Unknown(_))) => Ok(None),
                 (Ok(raw), Ok(receipts)) => {
                     let block = self.read_header(&raw, Some(place))?;
-                    return self.finish(self.fetched(block, Some(raw), receipts, None), wanted);
+                    self.finish(self.fetched(block, Some(raw), receipts, None), wanted).map(Some)
                 }
-                (Err(fail), _) | (_, Err(fail)) => fail,
-            };
-            tokio::time::sleep(next_try(fail, &mut tries)?).await;
+                (Err(fail), _) | (_, Err(fail)) => Err(fail),
+            }
+        });
+        match both.await? {
+            Some(block) => Ok(block),
+            None => self.whole(ep, place, wanted).await,
         }
     }
 
     /// One block with all that is wanted of it.
     async fn whole(&self, ep: &Endpoint, place: Place, wanted: &Wanted) -> Result<Block, Fail> {
-        let mut tries = 0;
-        loop {
-            match self.fetch(ep, place, wanted).await {
-                Ok(fetched) => return self.finish(fetched, wanted),
-                Err(fail) => tokio::time::sleep(next_try(fail, &mut tries)?).await,
-            }
-        }
+        patiently(|| async { self.finish(self.fetch(ep, place, wanted).await?, wanted) }).await
     }
 
     /// Logs of a range by filter, with the headers that they belong to.
@@ -306,15 +289,18 @@ impl Inner {
     }
 }
 
-/// How long to wait before one question of many is asked again; the failure where it is not.
-fn next_try(fail: Fail, tries: &mut u32) -> Result<Duration, Fail> {
-    *tries += 1;
-    match fail {
-        // Rate limits have been waited for already.
-        Fail::Dead(_) | Fail::Other(_) | Fail::Unknown(_) if *tries < TRIES => {
-            Ok(jitter(Duration::from_millis(100 << *tries)))
+/// Asks one question of many, again where what failed may pass.
+async fn patiently<T, F: Future<Output = Result<T, Fail>>>(ask: impl Fn() -> F) -> Result<T, Fail> {
+    let mut tries = 1;
+    loop {
+        match ask().await {
+            // Rate limits have been waited for already.
+            Err(Fail::Dead(_) | Fail::Other(_) | Fail::Unknown(_)) if tries < TRIES => {
+                tokio::time::sleep(jitter(Duration::from_millis(100 << tries))).await;
+                tries += 1;
+            }
+            answer => return answer,
         }
-        fail => Err(fail),
     }
 }
 

@@ -178,9 +178,13 @@ impl Provider {
         format!("{}: {line}", self.shown)
     }
 
+    fn late(&self) -> String {
+        format!("no answer in {} ms", self.timeout.as_millis())
+    }
+
     async fn connect(&self) -> Result<RpcClient, Fail> {
         let dead = |e: &dyn std::fmt::Display| Fail::Dead(self.redact(&format!("no connection: {e}")));
-        let late = |_| dead(&format!("no answer in {} ms", self.timeout.as_millis()));
+        let late = |_| dead(&self.late());
         let client = match &self.way {
             Way::WebSocket => {
                 let config =
@@ -221,7 +225,7 @@ impl Provider {
     async fn ask(&self, client: &RpcClient, method: &'static str, params: &Value) -> Result<Box<RawValue>, Fail> {
         let asking = client.request::<&Value, Box<RawValue>>(method, params);
         match tokio::time::timeout(self.timeout, asking).await {
-            Err(_) => Err(Fail::Dead(self.redact(&format!("{method}: no answer in {} ms", self.timeout.as_millis())))),
+            Err(_) => Err(Fail::Dead(self.redact(&format!("{method}: {}", self.late())))),
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(e)) => Err(self.fail(method, &e)),
         }
@@ -240,11 +244,7 @@ impl Provider {
             waiters.push(batch.add_call::<_, Box<RawValue>>(method, question).map_err(|e| self.fail(method, &e))?);
         }
         match tokio::time::timeout(self.timeout, batch.send()).await {
-            Err(_) => {
-                return Err(Fail::Dead(
-                    self.redact(&format!("{method}: no answer in {} ms", self.timeout.as_millis())),
-                ));
-            }
+            Err(_) => return Err(Fail::Dead(self.redact(&format!("{method}: {}", self.late())))),
             Ok(sent) => sent.map_err(|e| self.fail(method, &e))?,
         }
         // All that came has been sorted to its question by id; what did not come is a failure of its own.
@@ -305,6 +305,8 @@ impl Provider {
             return Ok(client.clone());
         }
         let client = self.connect().await.inspect_err(|_| self.failed())?;
+        // Batches may have failed because the connection did.
+        self.batch.store(BATCH_MOST, Ordering::Relaxed);
         *slot = Some(client.clone());
         Ok(client)
     }

@@ -315,7 +315,7 @@ fn same(found: &[Transfer], truth: &[Transfer], what: &str) {
 }
 
 /// Destinations come later than the journal: waits, then says what differs.
-async fn waited<F: Future<Output = Option<Vec<Transfer>>>>(what: &str, truth: &[Transfer], ask: impl Fn() -> F) {
+pub async fn waited<F: Future<Output = Option<Vec<Transfer>>>>(what: &str, truth: &[Transfer], ask: impl Fn() -> F) {
     let began = std::time::Instant::now();
     loop {
         let found = ask().await.unwrap_or_default();

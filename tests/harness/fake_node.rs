@@ -45,6 +45,8 @@ struct State {
     rule: Option<Rule>,
     salt: u64,
     calls: Vec<String>,
+    /// How many questions each request held.
+    sizes: Vec<usize>,
 }
 
 #[derive(Clone)]
@@ -209,7 +211,7 @@ impl State {
 impl FakeNode {
     /// With a genesis block. Serves until the runtime of the test ends.
     pub async fn start() -> Self {
-        let mut state = State { chain: vec![], all: vec![], rule: None, salt: 0, calls: vec![] };
+        let mut state = State { chain: vec![], all: vec![], rule: None, salt: 0, calls: vec![], sizes: vec![] };
         state.push(0);
         let state = Arc::new(Mutex::new(state));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -263,12 +265,18 @@ impl FakeNode {
     pub fn calls(&self) -> Vec<String> {
         self.state().calls.clone()
     }
+
+    /// The number of questions in the largest request since this was asked last.
+    pub fn largest_batch(&self) -> usize {
+        self.state().sizes.drain(..).max().unwrap_or(0)
+    }
 }
 
 /// One question, or a batch of them. What is more than an answer to one of a batch is said to all of it.
 async fn answer(state: Arc<Mutex<State>>, body: Value) -> Response {
     let questions = body.as_array().cloned().unwrap_or_else(|| vec![body.clone()]);
     let mut answers = Vec::with_capacity(questions.len());
+    state.lock().unwrap_or_else(std::sync::PoisonError::into_inner).sizes.push(questions.len());
     for question in &questions {
         let id = &question["id"];
         match reply(&state, question) {

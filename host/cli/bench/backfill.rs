@@ -11,7 +11,6 @@ use futures::{StreamExt, TryStreamExt};
 use super::lab::{self, FILTER, Lab, PATIENCE, drop_plugin};
 use super::node::Node;
 use super::{Aim, Figure};
-use crate::config::Config;
 use crate::router;
 
 /// Questions under way of the bare client.
@@ -22,12 +21,7 @@ const SHAPES: [(&str, u64, u32, u64); 2] = [("dense", 500, 200, 1), ("sparse", 2
 
 async fn ours(lab: &Lab, name: &str, address: SocketAddr, tip: u64) -> anyhow::Result<Duration> {
     let dir = lab.dir(name)?;
-    let text = format!(
-        "[http]\nlisten = \"off\"\n[chain.bench]\nrpc = \"http://{address}\"\nstart = 0\n\
-         [plugin.filter]\nconfig = {{ to = \"{}\" }}\n",
-        lab::WANTED
-    );
-    let config = Config::parse(&text, &dir, "chainweir.toml").map_err(|mistakes| anyhow::anyhow!("{mistakes:?}"))?;
+    let config = lab::config_at(&dir, &format!("http://{address}"), "")?;
     let running = router::start(config).await.map_err(anyhow::Error::msg)?;
     let connected = async {
         while !running.handle.status.borrow().chains.iter().all(|c| c.state == "following") {

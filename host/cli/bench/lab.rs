@@ -239,10 +239,15 @@ pub fn processor_time() -> Duration {
     Duration::from_millis(10 * ticks)
 }
 
-/// A configuration for the chain in memory (or another, by `chain`), with the filter set to [`WANTED`].
+/// A configuration for the chain in memory, with the filter set to [`WANTED`].
 pub fn config(dir: &Path, more: &str) -> anyhow::Result<Config> {
+    config_at(dir, "http://127.0.0.1:1", more)
+}
+
+/// The same, for a node.
+pub fn config_at(dir: &Path, rpc: &str, more: &str) -> anyhow::Result<Config> {
     let text = format!(
-        "[http]\nlisten = \"off\"\n[chain.bench]\nrpc = \"http://127.0.0.1:1\"\nstart = 0\n\
+        "[http]\nlisten = \"off\"\n[chain.bench]\nrpc = \"{rpc}\"\nstart = 0\n\
          [plugin.filter]\nconfig = {{ to = \"{WANTED}\" }}\n{more}"
     );
     Config::parse(&text, dir, "chainweir.toml").map_err(|mistakes| anyhow::anyhow!("{mistakes:?}"))
