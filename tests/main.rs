@@ -6,6 +6,7 @@ mod archives;
 mod chain_driver;
 mod cli;
 mod crash;
+mod decode;
 mod dev;
 mod examples;
 mod factories;

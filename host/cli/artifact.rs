@@ -169,7 +169,7 @@ impl Artifact {
                 "factory": s.factory.as_ref().map(|f| json!({
                     "makers": f.makers, "event": f.event, "child": format!("{:?}", f.child), "since": f.since,
                 })),
-                "decode": s.decode,
+                "decode": s.decode.iter().map(ToString::to_string).collect::<Vec<_>>(),
             })).collect::<Vec<_>>(),
             "streams": m.streams.iter().map(|s| json!({
                 "name": s.name.as_str(),

@@ -11,6 +11,7 @@ pub mod children;
 pub mod watch;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use alloy_primitives::{Address, B256};
 use foldhash::{HashMap, HashSet};
@@ -18,8 +19,8 @@ use foldhash::{HashMap, HashSet};
 use self::children::{Children, FactoryId};
 use self::watch::{SetId, Sets, View};
 use crate::model::{
-    Block, BlockRef, ChainId, EventKind, EventPosition, Factory, Log, Member, Place, Subscription, Transaction,
-    Transfer, Wanted, batch,
+    Block, BlockRef, ChainId, EventAbi, EventKind, EventPosition, Factory, Log, Member, Place, Subscription,
+    Transaction, Transfer, Wanted, batch,
 };
 
 /// A consumer, as whoever builds the index numbers them.
@@ -77,6 +78,9 @@ pub struct Index {
     factories: HashMap<B256, Vec<(SubscriberId, FactoryId, Factory)>>,
     /// Places at which some subscription names a set: what has to be looked up.
     set_places: Vec<Place>,
+    /// Lists of events to be decoded, and who has which: logs are decoded once for all that have the same.
+    readers: Vec<Vec<Arc<EventAbi>>>,
+    reader_of: HashMap<SubscriberId, usize>,
     wanted: Wanted,
 }
 
@@ -128,9 +132,12 @@ impl Index {
     ) -> Self {
         let mut index = Self::default();
         for (subscriber, subscriptions) in subscribers {
+            let mut decode: Vec<Arc<EventAbi>> = Vec::new();
             for subscription in subscriptions.iter().filter(|s| s.on(chain)) {
                 index.file(subscriber, subscription, sets);
+                decode.extend(subscription.decode.iter().cloned());
             }
+            index.decode_for(subscriber, decode);
         }
         index.wanted = wanted(&index.subscriptions);
         index
@@ -139,6 +146,18 @@ impl Index {
     /// What the source must fetch for these subscribers.
     pub fn wanted(&self) -> &Wanted {
         &self.wanted
+    }
+
+    fn decode_for(&mut self, subscriber: SubscriberId, events: Vec<Arc<EventAbi>>) {
+        if events.is_empty() {
+            return;
+        }
+        let known = self.readers.iter().position(|reader| *reader == events);
+        let reader = known.unwrap_or_else(|| {
+            self.readers.push(events);
+            self.readers.len() - 1
+        });
+        self.reader_of.insert(subscriber, reader);
     }
 
     fn file(&mut self, subscriber: SubscriberId, s: &Subscription, sets: &mut Sets) {
@@ -251,27 +270,49 @@ impl Index {
             );
             if let Some(tx) = transactions.next_if(|_| tx <= transfer.min(log)) {
                 self.match_transaction(tx, &mut found);
-                matched.push(EventPosition::Transaction(tx.index), &mut found, |hits, out| {
+                matched.push(EventPosition::Transaction(tx.index), &found, 0..found.who.len(), |hits, out| {
                     batch::encode_transaction(tx, hits, out);
                 });
             } else if let Some(transfer) = transfers.next_if(|_| transfer <= log) {
                 self.match_transfer(transfer, &mut found);
-                matched.push(EventPosition::Transfer(transfer.index), &mut found, |hits, out| {
+                matched.push(EventPosition::Transfer(transfer.index), &found, 0..found.who.len(), |hits, out| {
                     batch::encode_transfer(transfer, hits, out);
                 });
             } else if let Some(log) = logs.next() {
                 self.match_log(log, &mut found);
-                matched.push(EventPosition::Log(log.index), &mut found, |hits, out| {
-                    batch::encode_log(log, &[], hits, out);
-                });
+                self.push_log(log, &mut found, &mut matched);
             } else {
                 break;
             }
+            found.hits.clear();
+            found.who.clear();
         }
         matched.gets.sort_unstable();
         // Two subscriptions of one plugin that both fit bring the event once.
         matched.gets.dedup();
         matched
+    }
+
+    /// As one record, and one more for each list of events that some of its subscribers want decoded.
+    fn push_log(&self, log: &Log, found: &mut Found<'_>, matched: &mut Matched) {
+        let reader_of = |who: &SubscriberId| self.reader_of.get(who).copied();
+        if !self.readers.is_empty() {
+            found.who.sort_unstable_by_key(|(who, _)| reader_of(who));
+        }
+        let (mut from, mut decoded) = (0, Vec::new());
+        while let Some((first, _)) = found.who.get(from) {
+            let reader = if self.readers.is_empty() { None } else { reader_of(first) };
+            let same = |who: &SubscriberId| self.readers.is_empty() || reader_of(who) == reader;
+            let to = from + found.who[from..].partition_point(|(who, _)| same(who));
+            decoded.clear();
+            if let Some(reader) = reader {
+                EventAbi::read(&self.readers[reader], log, &mut decoded);
+            }
+            matched.push(EventPosition::Log(log.index), found, from..to, |hits, out| {
+                batch::encode_log(log, &decoded, hits, out);
+            });
+            from = to;
+        }
     }
 
     fn look_up(&self, value: impl Into<Member>, place: Place, found: &mut Found<'_>) {
@@ -495,23 +536,25 @@ fn wanted(asked: &[Asked]) -> Wanted {
 }
 
 impl Matched {
+    /// One record, for some of those that were found.
     fn push(
         &mut self,
         position: EventPosition,
-        found: &mut Found<'_>,
+        found: &Found<'_>,
+        whom: Range<usize>,
         encode: impl FnOnce(batch::Hits<'_>, &mut Vec<u8>),
     ) {
-        if !found.who.is_empty() {
-            let number = self.events.len() as u32;
-            let start = self.records.len();
-            let sets = found.view.sets();
-            let hits: Vec<(Place, &str)> =
-                found.hits.iter().map(|(place, set)| (*place, sets.name(*set).as_str())).collect();
-            encode(&hits, &mut self.records);
-            self.events.push((position, start..self.records.len()));
-            self.gets.extend(found.who.drain(..).map(|(subscriber, role)| (subscriber, number, role)));
+        if whom.is_empty() {
+            return;
         }
-        found.hits.clear();
+        let number = self.events.len() as u32;
+        let start = self.records.len();
+        let sets = found.view.sets();
+        let hits: Vec<(Place, &str)> =
+            found.hits.iter().map(|(place, set)| (*place, sets.name(*set).as_str())).collect();
+        encode(&hits, &mut self.records);
+        self.events.push((position, start..self.records.len()));
+        self.gets.extend(found.who[whom].iter().map(|(subscriber, role)| (*subscriber, number, *role)));
     }
 
     /// The block's own record, to stand before its events.
@@ -642,6 +685,16 @@ mod tests {
         kind && fits_move(s, t.from, Some(t.to), set)
     }
 
+    const DECODE: [&str; 3] = [
+        "event One(uint256 indexed a) anonymous",
+        "event Two(address indexed b, address indexed c, bytes32 d) anonymous",
+        "event Three(uint8 indexed e) anonymous",
+    ];
+
+    fn decoded(event: &&str) -> Arc<EventAbi> {
+        Arc::new(EventAbi::parse(event).unwrap())
+    }
+
     fn subscription() -> impl Strategy<Value = Subscription> {
         let addresses = || proptest::collection::vec((0u8..4).prop_map(address), 0..3);
         let topics = || proptest::collection::vec((0u8..3).prop_map(word), 0..3);
@@ -654,47 +707,55 @@ mod tests {
             [topics(), topics(), topics(), topics()],
             addresses(),
             addresses(),
-            (any::<Option<bool>>(), proptest::option::of(0u8..3), 0u8..4),
+            (any::<Option<bool>>(), proptest::option::of(0u8..3), 0u8..4, 0usize..6),
             sets,
             factory,
         )
-            .prop_map(|(kind, addresses, topics, senders, receivers, (success, min, chain), sets, factory)| {
-                let kind = [
-                    EventKind::Block,
-                    EventKind::Transaction,
-                    EventKind::Log,
-                    EventKind::Transfer,
-                    EventKind::Creation,
-                ][kind];
-                let set = SetName::new("s").unwrap();
-                let places: &[Place] = match kind {
-                    EventKind::Block => &[],
-                    EventKind::Log => {
-                        &[Place::Address, Place::Topic(0), Place::Topic(1), Place::Topic(2), Place::Topic(3)]
+            .prop_map(
+                |(kind, addresses, topics, senders, receivers, (success, min, chain, decode), sets, factory)| {
+                    let kind = [
+                        EventKind::Block,
+                        EventKind::Transaction,
+                        EventKind::Log,
+                        EventKind::Transfer,
+                        EventKind::Creation,
+                    ][kind];
+                    let set = SetName::new("s").unwrap();
+                    let places: &[Place] = match kind {
+                        EventKind::Block => &[],
+                        EventKind::Log => {
+                            &[Place::Address, Place::Topic(0), Place::Topic(1), Place::Topic(2), Place::Topic(3)]
+                        }
+                        EventKind::Transaction => &[Place::Sender, Place::Receiver, Place::Hash],
+                        EventKind::Transfer | EventKind::Creation => &[Place::Sender, Place::Receiver],
+                    };
+                    let sets = sets.into_iter().filter_map(|n| Some((*places.get(n)?, set.clone()))).collect();
+                    let factory = factory.filter(|_| kind == EventKind::Log).map(|(makers, event, place)| Factory {
+                        makers,
+                        event: word(event),
+                        child: if place == 0 { Child::Topic(1) } else { Child::Word(0) },
+                        since: None,
+                    });
+                    Subscription {
+                        chains: if chain == 0 { vec![ChainId(5)] } else { vec![] },
+                        addresses,
+                        topics,
+                        senders,
+                        receivers,
+                        success,
+                        min_value: min.map(U256::from),
+                        sets,
+                        factory,
+                        decode: (kind == EventKind::Log)
+                            .then(|| DECODE.get(decode))
+                            .flatten()
+                            .map(decoded)
+                            .into_iter()
+                            .collect(),
+                        ..Subscription::all(kind)
                     }
-                    EventKind::Transaction => &[Place::Sender, Place::Receiver, Place::Hash],
-                    EventKind::Transfer | EventKind::Creation => &[Place::Sender, Place::Receiver],
-                };
-                let sets = sets.into_iter().filter_map(|n| Some((*places.get(n)?, set.clone()))).collect();
-                let factory = factory.filter(|_| kind == EventKind::Log).map(|(makers, event, place)| Factory {
-                    makers,
-                    event: word(event),
-                    child: if place == 0 { Child::Topic(1) } else { Child::Word(0) },
-                    since: None,
-                });
-                Subscription {
-                    chains: if chain == 0 { vec![ChainId(5)] } else { vec![] },
-                    addresses,
-                    topics,
-                    senders,
-                    receivers,
-                    success,
-                    min_value: min.map(U256::from),
-                    sets,
-                    factory,
-                    ..Subscription::all(kind)
-                }
-            })
+                },
+            )
     }
 
     fn block() -> impl Strategy<Value = Block> {
@@ -824,8 +885,20 @@ mod tests {
                 }
                 for (position, record) in events.into_iter().map(|e| matched.event(e.number)) {
                     let mut alone = Vec::new();
+                    let mut told = Vec::new();
                     match position {
-                        EventPosition::Log(i) => batch::encode_log(&block.logs[i as usize], &[], &[], &mut alone),
+                        EventPosition::Log(i) => {
+                            let log = &block.logs[i as usize];
+                            let asked = subscriptions.iter().filter(|s| s.on(CHAIN)).flat_map(|s| s.decode.clone());
+                            let asked: Vec<_> = asked.collect();
+                            if !asked.is_empty() {
+                                EventAbi::read(&asked, log, &mut told);
+                            }
+                            batch::encode_log(log, &told, &[], &mut alone);
+                            let at = 80 + 32 * log.topics.len() + log.data.len();
+                            prop_assert_eq!(&record[at..at + told.len()], told.as_slice());
+                            prop_assert_eq!(&record[76..80], (told.len() as u32).to_le_bytes());
+                        }
                         EventPosition::Transaction(i) => {
                             batch::encode_transaction(&block.transactions[i as usize], &[], &mut alone);
                         }

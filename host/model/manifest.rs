@@ -1,8 +1,10 @@
 //! What a plugin says of itself.
 
+use std::sync::Arc;
+
 use alloy_primitives::{Address, B256, U256};
 
-use super::{ChainId, PluginName, SetName, StreamName};
+use super::{ChainId, EventAbi, PluginName, SetName, StreamName};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EventKind {
@@ -65,8 +67,8 @@ pub struct Subscription {
     /// Watch sets, each at its place, beside the values there.
     pub sets: Vec<(Place, SetName)>,
     pub factory: Option<Factory>,
-    /// Logs: human-readable ABI events, `event Transfer(address indexed from, ...)`. What fits one is decoded.
-    pub decode: Vec<String>,
+    /// Logs: every log that reaches the plugin comes with what it says by the first of these that it is.
+    pub decode: Vec<Arc<EventAbi>>,
 }
 
 impl Subscription {

@@ -3,6 +3,7 @@
 //!
 //! Pure data: no IO, no async, nothing of wasm, SQL or HTTP.
 
+mod abi;
 pub mod batch;
 mod block;
 mod emission;
@@ -11,6 +12,7 @@ mod manifest;
 mod status;
 mod watch;
 
+pub use abi::EventAbi;
 pub use block::{Block, BlockRef, BlockUpdate, EventPosition, Header, How, Log, Transaction, Transfer, Wanted};
 pub use emission::{ContentType, Delivery, Emission, Op, Outcome, When};
 pub use ids::{ChainId, DeliveryId, EmissionId, NameError, OutputName, PluginName, SetName, StreamId, StreamName};

@@ -16,7 +16,7 @@ use super::overlay::Overlay;
 use super::{Digest, Limits};
 use crate::model::batch::LAYOUT_VERSION;
 use crate::model::{
-    Child, EventKind, Factory, Manifest, Place, PluginName, SetName, StreamName, StreamSpec, Subscription,
+    Child, EventAbi, EventKind, Factory, Manifest, Place, PluginName, SetName, StreamName, StreamSpec, Subscription,
 };
 
 mod wit {
@@ -472,7 +472,7 @@ fn subscription(said: processor::Subscription) -> Result<Subscription, String> {
         min_value: min_value.transpose()?,
         sets: sets.collect::<Result<_, String>>()?,
         factory: said.factory.map(factory).transpose()?,
-        decode: said.decode,
+        decode: said.decode.iter().map(|event| Ok(Arc::new(EventAbi::parse(event)?))).collect::<Result<_, String>>()?,
     };
     let s = &subscription;
     // Said of the wrong kind, a condition would silently hold nothing back.
@@ -490,9 +490,6 @@ fn subscription(said: processor::Subscription) -> Result<Subscription, String> {
                     transactions"
                 .into(),
         );
-    }
-    if !s.decode.is_empty() {
-        return Err("this version of the host does not decode events: decode them in the plugin".into());
     }
     if of_logs && kind != EventKind::Log {
         return Err("addresses, topics, factory and decode are conditions on logs".into());

@@ -62,14 +62,22 @@ pub fn as_json(position: EventPosition, record: &[u8]) -> serde_json::Value {
         EventPosition::Log(index) => {
             let topics = usize::from(record[68]);
             let data = fixed + 32 * topics;
-            json!({
+            let decoded = data + u32_at(record, 72) as usize;
+            let mut log = json!({
                 "address": text(address_at(record, 48)),
                 "topics": (0..topics).map(|i| word_at(record, fixed + 32 * i)).collect::<Vec<_>>(),
-                "data": hex::encode_prefixed(&record[data..data + u32_at(record, 72) as usize]),
+                "data": hex::encode_prefixed(&record[data..decoded]),
                 "log_index": index,
                 "transaction_index": u32_at(record, 12),
                 "tx": word_at(record, 16),
-            })
+            });
+            // There where the plugin asked for it alone.
+            if let Ok(told) =
+                serde_json::from_slice::<serde_json::Value>(&record[decoded..][..u32_at(record, 76) as usize])
+            {
+                log["decoded"] = told;
+            }
+            log
         }
         EventPosition::Transfer(index) => json!({
             "tx": word_at(record, 24),
@@ -108,5 +116,9 @@ mod tests {
         assert_eq!(json["data"], "0x010203");
         assert_eq!(json["topics"][1], format!("0x{}", "02".repeat(32)));
         assert_eq!(json["log_index"], 3);
+        assert_eq!(json.get("decoded"), None);
+        record.clear();
+        batch::encode_log(&log, br#"{"event":"Sold","args":{"price":"7"}}"#, &[], &mut record);
+        assert_eq!(as_json(position, &record)["decoded"]["args"]["price"], "7");
     }
 }
