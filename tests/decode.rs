@@ -8,6 +8,9 @@ use alloy_primitives::{Address, B256, Bytes, I256, U256, keccak256};
 use chainweir::model::{EventAbi, Log};
 use serde_json::{Value, json};
 
+use crate::harness::fake_node::{FakeNode, TOKEN};
+use crate::harness::process::{Process, folder};
+use crate::harness::until;
 use crate::recorded::lines;
 use crate::verify::data;
 
@@ -226,4 +229,47 @@ fn every_signature_of_the_vectors_is_known_by_its_topic() {
         cases += 1;
     }
     assert_eq!(cases, 1254);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_that_a_configuration_names_come_with_their_arguments() {
+    let node = FakeNode::start().await;
+    for _ in 0..20 {
+        node.push(3);
+    }
+    let dir = folder(&["decoded-events"]);
+    let config = |event: &str| {
+        format!(
+            "[chain.local]\nrpc = {:?}\npoll_ms = 50\nstart = 0\n\n[plugin.decoded-events]\nconfig = {{ events = [{event:?}], \
+             addresses = [\"{TOKEN}\"] }}\n",
+            node.url
+        )
+    };
+    let erc20 = "event Transfer(address indexed from, address indexed to, uint256 value)";
+    let process = Process::start(dir.path(), &config(erc20)).await;
+    process.until_at(&node.tip().to_string()).await;
+    let feed = process.feed("decoded-events.events").await;
+    assert_eq!(feed.len(), 60);
+    for (i, item) in feed.iter().enumerate() {
+        let data = &item["data"];
+        let n = i as u8 % 3;
+        assert_eq!(data["decoded"]["event"], "Transfer", "{item}");
+        let args = &data["decoded"]["args"];
+        let party = format!("{:?}", Address::with_last_byte(n));
+        let value = U256::from_be_bytes([n; 32]).to_string();
+        assert_eq!((&args["from"], &args["to"], &args["value"]), (&json!(party), &json!(party), &json!(value)));
+        assert_eq!(data["data"], B256::repeat_byte(n).to_string());
+    }
+    process.terminate().await;
+
+    // A text that is no event is told where a user looks.
+    let process = Process::start(dir.path(), &config("event Transfer(address indexed from, uint7 value)")).await;
+    let why = until("the plugin to be refused", || async {
+        let status = process.status().await?;
+        let refused = status["refused_files"].as_array()?.first()?.clone();
+        Some(refused["why"].as_str()?.to_owned())
+    })
+    .await;
+    assert!(why.contains("subscription 0") && why.contains("uint7"), "{why}");
+    process.terminate().await;
 }

@@ -109,6 +109,11 @@ impl EventAbi {
         Ok(Self { text: text.to_owned(), signature: event.full_signature(), name: event.name, topic0, args, topics })
     }
 
+    /// `None` where it is anonymous.
+    pub fn topic0(&self) -> Option<B256> {
+        self.topic0
+    }
+
     /// `{"event": "Transfer", "args": {"from": "0x…", "value": "17"}}` by the first of some events that the log is;
     /// `{"event": "Transfer", "error": "…"}` where it names one and is not as its ABI has it; `{"error": "…"}` where it is none.
     ///

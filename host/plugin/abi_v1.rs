@@ -474,6 +474,12 @@ fn subscription(said: processor::Subscription) -> Result<Subscription, String> {
         factory: said.factory.map(factory).transpose()?,
         decode: said.decode.iter().map(|event| Ok(Arc::new(EventAbi::parse(event)?))).collect::<Result<_, String>>()?,
     };
+    let mut subscription = subscription;
+    let topic0s: Option<Vec<B256>> = subscription.decode.iter().map(|event| event.topic0()).collect();
+    if subscription.topics[0].is_empty() && !subscription.has_set(Place::Topic(0)) {
+        // Who names the events to decode asks for these. One that is anonymous has no topic of its own.
+        subscription.topics[0] = topic0s.unwrap_or_default();
+    }
     let s = &subscription;
     // Said of the wrong kind, a condition would silently hold nothing back.
     let in_log = |place: Place| matches!(place, Place::Address | Place::Topic(_));

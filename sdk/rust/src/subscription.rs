@@ -113,7 +113,7 @@ pub struct Subscription {
     pub sets: Vec<(Place, String)>,
     /// Logs: beside the addresses, what this factory made.
     pub factory: Option<Factory>,
-    /// Logs: events in human-readable ABI. What fits one comes decoded.
+    /// Logs: events in human-readable ABI, or as a JSON ABI has them. The host decodes.
     pub decode: Vec<String>,
 }
 
@@ -208,7 +208,8 @@ impl Subscription {
         self
     }
 
-    /// The host decodes what fits this event, in human-readable ABI: `event Transfer(address indexed from, address indexed to, uint256 value)`.
+    /// Logs of this event, decoded by the host: in human-readable ABI, `event Transfer(address indexed from, address indexed to, uint256 value)`,
+    /// or as a JSON ABI has it. Where the subscription asks for something at topic 0 as well, that is what is asked for.
     /// In Rust, `sol!` and [`LogView::decode`] cost less.
     pub fn decode(mut self, event: &str) -> Self {
         self.decode.push(event.to_owned());
