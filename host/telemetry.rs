@@ -70,6 +70,7 @@ const DELIVERIES: &str = "chainweir_deliveries_total";
 const PLUGIN_RELOADS: &str = "chainweir_plugin_reloads_total";
 const REORGS: &str = "chainweir_reorgs_total";
 const REORG_DEPTH_BLOCKS: &str = "chainweir_reorg_depth_blocks";
+const PENDING_DROPPED: &str = "chainweir_pending_dropped_total";
 const SOURCE_ERRORS: &str = "chainweir_source_errors_total";
 const JOURNAL_BYTES: &str = "chainweir_journal_bytes";
 const JOURNAL_COMMIT_SECONDS: &str = "chainweir_journal_commit_seconds";
@@ -152,6 +153,12 @@ const METRICS: &[Metric] = &[
     metric(LANE_BACKLOG, Kind::Gauge, Unit::Count, "Entries of an output that are not settled yet"),
     metric(DELIVERIES, Kind::Counter, Unit::Count, "Attempts to deliver, by output and outcome"),
     metric(PLUGIN_RELOADS, Kind::Counter, Unit::Count, "Plugin files that were tried, by plugin and outcome"),
+    metric(
+        PENDING_DROPPED,
+        Kind::Counter,
+        Unit::Count,
+        "Pending transactions that came faster than they were taken, or were none, by chain",
+    ),
     metric(REORGS, Kind::Counter, Unit::Count, "Reorgs followed, by chain"),
     metric(REORG_DEPTH_BLOCKS, Kind::Histogram(DEPTH_BUCKETS), Unit::Count, "Blocks that a reorg took away, by chain"),
     metric(SOURCE_ERRORS, Kind::Counter, Unit::Count, "Reads from a provider that did not succeed, by chain and kind"),
@@ -289,6 +296,9 @@ pub fn plugin_reloads(plugin: &str, outcome: ReloadOutcome) -> Counter {
 pub fn reorg(chain: ChainId, depth_blocks: u64) {
     counter!(REORGS, "chain" => chain.to_string()).increment(1);
     histogram!(REORG_DEPTH_BLOCKS, "chain" => chain.to_string()).record(depth_blocks as f64);
+}
+pub fn pending_dropped(chain: ChainId) -> Counter {
+    counter!(PENDING_DROPPED, "chain" => chain.to_string())
 }
 pub fn source_errors(chain: ChainId, kind: SourceErrorKind) -> Counter {
     counter!(SOURCE_ERRORS, "chain" => chain.to_string(), "kind" => kind.as_str())

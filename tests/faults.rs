@@ -132,6 +132,7 @@ impl Heard {
                         self.wrong.push((track.chain.0, transfer));
                     }
                     Op::Retract => assert_eq!(held.remove(&key), Some(transfer), "retracted as something else"),
+                    Op::Pending => unreachable!("nothing here is pending"),
                 }
             }
         }

@@ -15,6 +15,7 @@ mod hostile;
 mod isolation;
 mod journal;
 mod outages;
+mod pending;
 mod providers;
 mod recorded;
 mod reload;

@@ -163,6 +163,7 @@ async fn check(running: &Running, chain: &SimChain, dir: &Path) {
         match entry.op {
             Op::Apply => assert!(ids.insert(entry.emission), "an emission has one id for life"),
             Op::Retract => assert!(ids.remove(&entry.emission)),
+            Op::Pending => unreachable!("nothing here is pending"),
         }
     }
     assert_eq!(ids.len(), all.len());
@@ -300,6 +301,7 @@ fn net_of(running: &Running, chain: &SimChain) -> BTreeSet<(String, u32)> {
                 assert!(net.insert(entry.emission, key).is_none());
             }
             Op::Retract => assert!(net.remove(&entry.emission).is_some()),
+            Op::Pending => unreachable!("nothing here is pending"),
         }
     }
     net.into_values().collect()

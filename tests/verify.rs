@@ -1,13 +1,14 @@
 //! Promise: what a node says is believed only as far as the header proves it. On real blocks, true and damaged.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use chainweir::model::{ChainId, Wanted};
 use chainweir::proof::Quirks;
 use chainweir::source::record::{Line, Reader};
-use chainweir::source::wire::Trouble;
-use serde_json::Value;
+use chainweir::source::wire::{self, Trouble};
 use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{Value, json};
 
 /// The shared data, or `None` with a line on stderr.
 pub fn data(inside: &str) -> Option<PathBuf> {
@@ -332,4 +333,46 @@ fn every_kind_of_lie_about_a_real_block_is_found() {
         let answer = line.to_block(&Wanted::all(), &quirks, &mut vec![]);
         assert!(matches!(answer, Err(Trouble::False(_))), "{name}: {:?}", answer.map(|b| b.at()));
     }
+}
+
+#[test]
+fn no_field_of_a_pending_transaction_can_be_changed() {
+    let Some(path) = data("chain/mainnet-22431080-22431090-blocks-only.ndjson.gz") else { return };
+    let mut kinds = BTreeSet::new();
+    for line in Reader::open(&path).unwrap().take(4) {
+        let (_, line) = line.unwrap();
+        let block: Value = serde_json::from_str(line.block.as_ref().unwrap().get()).unwrap();
+        for mined in block["transactions"].as_array().unwrap() {
+            let read = |tx: &Value, chain| wire::pending(&tx.to_string(), ChainId(chain));
+            assert_eq!(read(mined, 1), Ok(None), "it is in a block");
+            let mut tx = mined.clone();
+            (tx["blockHash"], tx["blockNumber"], tx["transactionIndex"]) = (Value::Null, Value::Null, Value::Null);
+            let told = read(&tx, 1).unwrap().expect("as it was before");
+            assert_eq!(json!(told.hash), tx["hash"]);
+            if !kinds.insert(told.kind) {
+                continue;
+            }
+            let kind = told.kind;
+            assert!(kind == 0 || read(&tx, 5).is_err(), "type {kind}: it is signed for mainnet");
+            for field in ["from", "to", "value", "nonce", "gas", "input", "hash", "r", "s", "v", "yParity"] {
+                let Some(Value::String(text)) = tx.get(field) else { continue };
+                let mut changed = tx.clone();
+                // Another hexadecimal digit at the end.
+                let last = u8::from_str_radix(&text[text.len() - 1..], 16).unwrap_or(0);
+                changed[field] = match text.len() {
+                    0..=2 => json!("0x01"),
+                    len => json!(format!("{}{:x}", &text[..len - 1], last ^ 1)),
+                };
+                // Of a legacy one, parity is said by v alone; told twice, one of them is read.
+                let twice = matches!(field, "v" | "yParity") && kind > 0;
+                assert!(
+                    twice || read(&changed, 1).is_err(),
+                    "type {kind}: {field} can be changed to {}",
+                    changed[field]
+                );
+            }
+        }
+    }
+    assert_eq!(kinds, BTreeSet::from([0, 1, 2, 3]), "the types that these blocks have");
+    assert_eq!(wire::pending("null", ChainId(1)), Ok(None));
 }

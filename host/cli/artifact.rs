@@ -61,6 +61,7 @@ fn kind(kind: EventKind) -> &'static str {
         EventKind::Log => "logs",
         EventKind::Transfer => "transfers",
         EventKind::Creation => "contract creations",
+        EventKind::Pending => "pending transactions",
     }
 }
 

@@ -313,6 +313,7 @@ fn line(track: &TrackInfo, entry: &Entry, terminal: bool) -> String {
     let (sign, paint) = match entry.op {
         Op::Apply => ("+", "\x1b[32m"),
         Op::Retract => ("-", "\x1b[31m"),
+        Op::Pending => ("?", "\x1b[33m"),
     };
     let op = entry.op.as_str();
     let head = if terminal { format!("{paint}{sign} {op:<7}\x1b[0m") } else { format!("{sign} {op:<7}") };

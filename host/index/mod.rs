@@ -19,7 +19,7 @@ use foldhash::{HashMap, HashSet};
 use self::children::{Children, FactoryId};
 use self::watch::{SetId, Sets, View};
 use crate::model::{
-    Block, BlockRef, ChainId, EventAbi, EventKind, EventPosition, Factory, Log, Member, Place, Subscription,
+    Block, BlockRef, ChainId, EventAbi, EventKind, EventPosition, Factory, Header, Log, Member, Place, Subscription,
     Transaction, Transfer, Wanted, batch,
 };
 
@@ -74,6 +74,7 @@ pub struct Index {
     transactions: Moves,
     transfers: Moves,
     creations: Moves,
+    pending: Moves,
     /// By the event that names a new contract.
     factories: HashMap<B256, Vec<(SubscriberId, FactoryId, Factory)>>,
     /// Places at which some subscription names a set: what has to be looked up.
@@ -177,6 +178,7 @@ impl Index {
             EventKind::Transaction => self.transactions.file(filed, s, &asked.sets),
             EventKind::Transfer => self.transfers.file(filed, s, &asked.sets),
             EventKind::Creation => self.creations.file(filed, s, &asked.sets),
+            EventKind::Pending => self.pending.file(filed, s, &asked.sets),
             EventKind::Log => {
                 if let (Some(factory), Some(id)) = (&s.factory, asked.factory) {
                     let known = self.factories.entry(factory.event).or_default();
@@ -293,6 +295,35 @@ impl Index {
         matched
     }
 
+    /// Matches transactions that are in no block, with the sets as they are; `at` is the newest block, as context.
+    pub fn match_pending(&self, at: BlockRef, transactions: &[Transaction], view: View<'_>) -> Matched {
+        let mut matched = Matched {
+            at,
+            records: Vec::new(),
+            block_record: 0..0,
+            events: Vec::new(),
+            gets: Vec::new(),
+            block_subscribers: Vec::new(),
+        };
+        batch::encode_block(&Header::of(at), false, &mut matched.records);
+        matched.block_record = 0..matched.records.len();
+        let mut found = Found { view, hits: Vec::new(), who: Vec::new() };
+        for (i, tx) in (0..).zip(transactions) {
+            self.look_up_transaction(tx, &mut found);
+            self.match_move(&self.pending, tx.from, tx.to, &mut found, |s| {
+                s.min_value.is_none_or(|min| tx.value >= min)
+            });
+            matched.push(EventPosition::Pending(i), &found, 0..found.who.len(), |hits, out| {
+                batch::encode_pending(tx, hits, out);
+            });
+            found.hits.clear();
+            found.who.clear();
+        }
+        matched.gets.sort_unstable();
+        matched.gets.dedup();
+        matched
+    }
+
     /// As one record, and one more for each list of events that some of its subscribers want decoded.
     fn push_log(&self, log: &Log, found: &mut Found<'_>, matched: &mut Matched) {
         let reader_of = |who: &SubscriberId| self.reader_of.get(who).copied();
@@ -396,12 +427,16 @@ impl Index {
         found.who.push((filed.subscriber, role));
     }
 
-    fn match_transaction(&self, tx: &Transaction, found: &mut Found<'_>) {
+    fn look_up_transaction(&self, tx: &Transaction, found: &mut Found<'_>) {
         self.look_up(tx.hash, Place::Hash, found);
         self.look_up(tx.from, Place::Sender, found);
         if let Some(to) = tx.to {
             self.look_up(to, Place::Receiver, found);
         }
+    }
+
+    fn match_transaction(&self, tx: &Transaction, found: &mut Found<'_>) {
+        self.look_up_transaction(tx, found);
         self.match_move(&self.transactions, tx.from, tx.to, found, |s| {
             // A status that is not known fits no filter on status: saying nothing is not saying success.
             s.success.is_none_or(|wanted| tx.success == Some(wanted)) && s.min_value.is_none_or(|min| tx.value >= min)
@@ -529,6 +564,7 @@ fn wanted(asked: &[Asked]) -> Wanted {
         transactions,
         receipts: transactions,
         transfers: of(EventKind::Transfer).chain(of(EventKind::Creation)).next().is_some(),
+        pending: of(EventKind::Pending).next().is_some(),
         logs: of(EventKind::Log).next().is_some(),
         addresses,
         topic0,
@@ -676,6 +712,11 @@ mod tests {
             && s.min_value.is_none_or(|min| tx.value >= min)
     }
 
+    fn fits_pending(s: &Subscription, tx: &Transaction, set: &SetOf) -> bool {
+        s.kind == EventKind::Pending
+            && fits_transaction(&Subscription { kind: EventKind::Transaction, success: None, ..s.clone() }, tx, set)
+    }
+
     fn fits_transfer(s: &Subscription, t: &Transfer, set: &SetOf) -> bool {
         let kind = match s.kind {
             EventKind::Transfer => !t.value.is_zero() && s.min_value.is_none_or(|min| t.value >= min),
@@ -702,7 +743,7 @@ mod tests {
         let factory =
             proptest::option::of((proptest::collection::vec((0u8..4).prop_map(address), 0..2), 0u8..3, 0u8..2));
         (
-            0usize..5,
+            0usize..6,
             addresses(),
             [topics(), topics(), topics(), topics()],
             addresses(),
@@ -719,6 +760,7 @@ mod tests {
                         EventKind::Log,
                         EventKind::Transfer,
                         EventKind::Creation,
+                        EventKind::Pending,
                     ][kind];
                     let set = SetName::new("s").unwrap();
                     let places: &[Place] = match kind {
@@ -726,7 +768,7 @@ mod tests {
                         EventKind::Log => {
                             &[Place::Address, Place::Topic(0), Place::Topic(1), Place::Topic(2), Place::Topic(3)]
                         }
-                        EventKind::Transaction => &[Place::Sender, Place::Receiver, Place::Hash],
+                        EventKind::Transaction | EventKind::Pending => &[Place::Sender, Place::Receiver, Place::Hash],
                         EventKind::Transfer | EventKind::Creation => &[Place::Sender, Place::Receiver],
                     };
                     let sets = sets.into_iter().filter_map(|n| Some((*places.get(n)?, set.clone()))).collect();
@@ -914,6 +956,24 @@ mod tests {
                     matched.wants_block(id as u32),
                     subscriptions.iter().any(|s| s.kind == EventKind::Block && s.on(CHAIN))
                 );
+            }
+        }
+
+        #[test]
+        fn matching_what_is_pending_equals_a_linear_scan(
+            subscribers in proptest::collection::vec(proptest::collection::vec(subscription(), 0..4), 0..12),
+            block in block(),
+            members in members(),
+        ) {
+            let mut sets = sets(&members);
+            let index = Index::new(CHAIN, subscribers.iter().enumerate().map(|(i, s)| (i as u32, s.as_slice())), &mut sets);
+            let matched = index.match_pending(block.at(), &block.transactions, sets.at(CHAIN, 7));
+            for (id, subscriptions) in subscribers.iter().enumerate() {
+                let wanted = |tx: &&Transaction| subscriptions.iter().any(|s| fits_pending(s, tx, &members));
+                let expected: Vec<_> =
+                    block.transactions.iter().filter(wanted).map(|tx| EventPosition::Pending(tx.index)).collect();
+                prop_assert_eq!(matched.events(id as u32).map(|(at, _)| at).collect::<Vec<_>>(), expected);
+                prop_assert!(!matched.wants_block(id as u32));
             }
         }
 

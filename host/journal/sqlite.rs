@@ -81,6 +81,7 @@ pub(super) fn position_code(position: EventPosition) -> i64 {
         EventPosition::Transaction(i) => 2 << 32 | i64::from(i),
         EventPosition::Log(i) => 3 << 32 | i64::from(i),
         EventPosition::Transfer(i) => 4 << 32 | i64::from(i),
+        EventPosition::Pending(i) => 5 << 32 | i64::from(i),
     }
 }
 
@@ -89,6 +90,7 @@ fn position_from(code: i64) -> EventPosition {
         1 => EventPosition::Block,
         2 => EventPosition::Transaction(code as u32),
         4 => EventPosition::Transfer(code as u32),
+        5 => EventPosition::Pending(code as u32),
         _ => EventPosition::Log(code as u32),
     }
 }

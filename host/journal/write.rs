@@ -5,7 +5,7 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
 use super::sqlite::{blob, block_ref, moved, now_ms, position_code, to_json};
 use super::{Committed, ConsumerId, JournalError, LaneWrite, NewEntry, Step, TrackId, VersionWrite, Write};
-use crate::model::{BlockRef, ChainId, Edit, Member, Op, PluginName, StreamId, StreamSpec};
+use crate::model::{BlockRef, ChainId, Edit, EventPosition, Member, Op, PluginName, StreamId, StreamSpec};
 
 type Result<T> = std::result::Result<T, JournalError>;
 
@@ -246,7 +246,7 @@ fn insert_entries(db: &Connection, last_offset: &mut u64, entries: &[NewEntry]) 
     let mut block_row: Option<(B256, i64)> = None;
     let mut insert = db.prepare_cached(
         "INSERT INTO entry (offset, track, op, emission, block, position, ordinal, lane_key, content_type, payload)
-         VALUES (?1, ?2, 0, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+         VALUES (?1, ?2, ?10, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
     )?;
     for entry in entries {
         let row = match block_row {
@@ -270,7 +270,8 @@ fn insert_entries(db: &Connection, last_offset: &mut u64, entries: &[NewEntry]) 
             entry.ordinal,
             entry.lane_key,
             entry.content_type.code(),
-            entry.payload
+            entry.payload,
+            if matches!(entry.position, EventPosition::Pending(_)) { 2 } else { 0 },
         ])?;
     }
     Ok(())
@@ -415,5 +416,9 @@ fn version(db: &Connection, write: &VersionWrite) -> Result<()> {
 
 /// As stored in `entry.op`.
 pub fn op_from(code: i64) -> Op {
-    if code == 0 { Op::Apply } else { Op::Retract }
+    match code {
+        0 => Op::Apply,
+        2 => Op::Pending,
+        _ => Op::Retract,
+    }
 }

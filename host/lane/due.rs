@@ -27,7 +27,11 @@ pub fn due(entry: &Entry, when: When, marks: &Marks) -> Due {
         };
         return if was_due { Due::Now } else { Due::Never };
     }
-    debug_assert_eq!(entry.op, Op::Apply, "a retraction says how far its emission had come");
+    debug_assert_ne!(entry.op, Op::Retract, "a retraction says how far its emission had come");
+    if entry.op == Op::Pending {
+        // It has no block that could be confirmed.
+        return if when == When::Latest { Due::Now } else { Due::Never };
+    }
     let number = entry.block.number;
     let is_due = match when {
         When::Latest => true,
@@ -73,6 +77,16 @@ mod tests {
         assert_eq!(at(11, When::Confirmations(1)), Due::Later);
         assert_eq!((at(8, When::Safe), at(9, When::Safe)), (Due::Now, Due::Later));
         assert_eq!((at(5, When::Finalized), at(6, When::Finalized)), (Due::Now, Due::Later));
+    }
+
+    #[test]
+    fn what_is_in_no_block_is_never_confirmed() {
+        let marks = Marks { cursor: 100, safe: 100, finalized: 100 };
+        let at = |when| due(&Entry { op: Op::Pending, ..entry(10, None) }, when, &marks);
+        assert_eq!(at(When::Latest), Due::Now);
+        for when in [When::Confirmations(1), When::Safe, When::Finalized] {
+            assert_eq!(at(when), Due::Never);
+        }
     }
 
     #[test]

@@ -82,7 +82,16 @@ impl Record<'_> {
 }
 
 pub fn encode_transaction(tx: &Transaction, hits: Hits<'_>, out: &mut Vec<u8>) {
-    let mut r = Record::new(out, 2, FLAG_SUBSCRIBED, TRANSACTION_FIXED, tx.input.len() + hits_len(hits));
+    encode_as(2, tx, hits, out);
+}
+
+/// Of a transaction that is in no block.
+pub fn encode_pending(tx: &Transaction, hits: Hits<'_>, out: &mut Vec<u8>) {
+    encode_as(5, tx, hits, out);
+}
+
+fn encode_as(kind: u8, tx: &Transaction, hits: Hits<'_>, out: &mut Vec<u8>) {
+    let mut r = Record::new(out, kind, FLAG_SUBSCRIBED, TRANSACTION_FIXED, tx.input.len() + hits_len(hits));
     let status = tx.success.map_or(2, u8::from);
     let flags = u8::from(tx.to.is_some()) | u8::from(tx.created.is_some()) << 1;
     r.u32(tx.index).put(&[status, tx.kind, flags, hits.len() as u8]);

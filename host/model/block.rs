@@ -34,8 +34,17 @@ pub struct Header {
     pub transaction_count: Option<u32>,
 }
 
+impl Header {
+    /// Of a block of which no more is known than its place.
+    pub fn of(at: BlockRef) -> Self {
+        let (beneficiary, transaction_count) = (Address::ZERO, None);
+        Self { at, gas_used: 0, gas_limit: 0, base_fee: None, beneficiary, transaction_count }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transaction {
+    /// `u32::MAX` where it is in no block.
     pub index: u32,
     pub hash: B256,
     pub from: Address,
@@ -141,6 +150,8 @@ pub struct Wanted {
     pub receipts: bool,
     /// Transfers and creations, from the node's tracer.
     pub transfers: bool,
+    /// Transactions that are in no block yet: of none of what follows.
+    pub pending: bool,
     pub logs: bool,
     /// Logs of these contracts alone; empty means of all.
     pub addresses: Vec<Address>,
@@ -191,6 +202,8 @@ pub enum EventPosition {
     Log(u32),
     /// Index among the transfers of the block.
     Transfer(u32),
+    /// In no block: place among those that were told together. Of one emission's life, 0.
+    Pending(u32),
 }
 
 impl EventPosition {
@@ -200,6 +213,7 @@ impl EventPosition {
             Self::Transaction(i) => (2, i),
             Self::Log(i) => (3, i),
             Self::Transfer(i) => (4, i),
+            Self::Pending(i) => (5, i),
         };
         let mut bytes = [kind; 5];
         bytes[1..].copy_from_slice(&u32::to_le_bytes(index));

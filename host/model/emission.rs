@@ -57,6 +57,8 @@ pub enum Op {
     Apply,
     /// Its block was orphaned: take it back.
     Retract,
+    /// Of a transaction that is in no block: it may never hold, and is not taken back.
+    Pending,
 }
 
 impl Op {
@@ -64,6 +66,7 @@ impl Op {
         match self {
             Self::Apply => "apply",
             Self::Retract => "retract",
+            Self::Pending => "pending",
         }
     }
 }

@@ -15,6 +15,8 @@ pub enum EventKind {
     Transfer,
     /// A contract that was created: by a transaction, or inside of one.
     Creation,
+    /// A transaction that is in no block yet.
+    Pending,
 }
 
 /// A place of a subscription that asks for one value of an event.

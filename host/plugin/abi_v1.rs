@@ -431,6 +431,7 @@ fn subscription(said: processor::Subscription) -> Result<Subscription, String> {
         processor::EventKind::Log => EventKind::Log,
         processor::EventKind::Transfer => EventKind::Transfer,
         processor::EventKind::Creation => EventKind::Creation,
+        processor::EventKind::Pending => EventKind::Pending,
     };
     let addresses = |what: &str, list: Vec<Bytes>| list.iter().map(|b| address(what, b)).collect::<Result<Vec<_>, _>>();
     if said.topics.len() > 4 {
@@ -503,13 +504,13 @@ fn subscription(said: processor::Subscription) -> Result<Subscription, String> {
     if of_moves && matches!(kind, EventKind::Log | EventKind::Block) {
         return Err("senders and receivers are conditions on transactions, transfers and creations".into());
     }
-    if s.has_set(Place::Hash) && kind != EventKind::Transaction {
+    if s.has_set(Place::Hash) && !matches!(kind, EventKind::Transaction | EventKind::Pending) {
         return Err("a set of hashes is a condition on transactions".into());
     }
     if s.success.is_some() && kind != EventKind::Transaction {
-        return Err("success is a condition on transactions: transfers and creations are those that took effect".into());
+        return Err("success is a condition on transactions: transfers and creations are those that took effect, of pending transactions nobody knows".into());
     }
-    if s.min_value.is_some() && !matches!(kind, EventKind::Transaction | EventKind::Transfer) {
+    if s.min_value.is_some() && !matches!(kind, EventKind::Transaction | EventKind::Transfer | EventKind::Pending) {
         return Err("min-value is a condition on transactions and transfers".into());
     }
     Ok(subscription)

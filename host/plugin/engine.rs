@@ -343,7 +343,7 @@ mod tests {
             ("bad-topic", "31 bytes"),
             ("five-topics", "5 lists of topics"),
             ("wants-transfers", "cannot tell of transfers"),
-            ("wants-decoding", "does not decode events"),
+            ("bad-abi", "not an event in human-readable ABI"),
             ("bad-set", "is not a name"),
             ("wrong-kind", "conditions on logs"),
             ("many-streams", "60000 streams; at most 256"),

@@ -442,6 +442,7 @@ fn shown(position: EventPosition) -> String {
         EventPosition::Transaction(index) => format!("transaction {index}"),
         EventPosition::Log(index) => format!("log {index}"),
         EventPosition::Transfer(index) => format!("transfer {index}"),
+        EventPosition::Pending(index) => format!("pending transaction {index}"),
     }
 }
 

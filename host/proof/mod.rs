@@ -14,7 +14,7 @@ pub mod unsigned;
 pub use header::{AuraSeal, hash_of, header_hash};
 pub use logs::{all_logs, bloom_of, in_bloom, in_order, may_hold};
 pub use quirks::{Quirks, state_sync_hash};
-pub use roots::{Form, ReceiptFacts, created, receipts, receipts_root, transactions, withdrawals};
+pub use roots::{Form, ReceiptFacts, alone, created, receipts, receipts_root, transactions, withdrawals};
 
 /// The parts cannot belong together: somebody's answer is false.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use alloy_consensus::proofs::{calculate_withdrawals_root, ordered_trie_root_encoded, ordered_trie_root_with_encoder};
-use alloy_consensus::{Eip658Value, TxEnvelope};
+use alloy_consensus::{Eip658Value, Transaction as _, TxEnvelope};
 use alloy_eips::eip2718::Encodable2718;
 use alloy_eips::eip4895::Withdrawal;
 use alloy_primitives::{Address, B256, Bloom, keccak256};
@@ -14,7 +14,7 @@ use secp256k1::{Message, Secp256k1, VerifyOnly};
 
 use super::logs::Blooms;
 use super::{Check, Contradiction, Quirks, Verdict, false_if, unsigned};
-use crate::model::Log;
+use crate::model::{ChainId, Log};
 
 /// A transaction as it is hashed.
 #[derive(Clone, Debug)]
@@ -51,11 +51,7 @@ pub fn transactions(transactions: &[(&Form, B256, Address)], root: B256, senders
         false_if(own != *hash, || format!("transaction {hash} hashes to {own}"))?;
         match form {
             _ if !senders => {}
-            Form::Signed(envelope) => {
-                let signer = signer(envelope)
-                    .ok_or_else(|| Contradiction(format!("transaction {hash} has no valid signature")))?;
-                false_if(signer != *from, || format!("transaction {hash} is signed by {signer}, not by {from}"))?;
-            }
+            Form::Signed(envelope) => signed_by(envelope, *hash, *from)?,
             Form::Unsigned(_) => {
                 let internal = bytes.first() == Some(&unsigned::ARB_INTERNAL);
                 false_if(internal && *from != unsigned::ARBOS, || {
@@ -65,6 +61,21 @@ pub fn transactions(transactions: &[(&Form, B256, Address)], root: B256, senders
         }
     }
     Ok(Check::Holds)
+}
+
+fn signed_by(envelope: &TxEnvelope, hash: B256, from: Address) -> Result<(), Contradiction> {
+    let signer = signer(envelope).ok_or_else(|| Contradiction(format!("transaction {hash} has no valid signature")))?;
+    false_if(signer != from, || format!("transaction {hash} is signed by {signer}, not by {from}"))
+}
+
+/// Of a transaction by itself, in no block: that it has this hash, and was signed by this sender for this chain.
+pub fn alone(envelope: &TxEnvelope, hash: B256, from: Address, chain: ChainId) -> Result<(), Contradiction> {
+    let own = keccak256(envelope.encoded_2718());
+    false_if(own != hash, || format!("transaction {hash} hashes to {own}"))?;
+    // Before EIP-155 a signature was for any chain.
+    let other = envelope.chain_id().filter(|id| *id != chain.0);
+    false_if(other.is_some(), || format!("transaction {hash} is for another chain, {other:?}"))?;
+    signed_by(envelope, hash, from)
 }
 
 /// Who signed it (Yellow Paper, appendix F). The hash is computed from the fields. High s values are recovered too: before

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::catch_up;
 use super::next::{Next, Place, next};
+use super::pending::Told;
 use super::work::{self, Desk, Done, Failed, Kit};
 use super::{Router, Worked};
 use crate::chain::Follower;
@@ -34,6 +35,8 @@ pub struct Consumer {
     /// In the order of the manifest's streams.
     pub tracks: Arc<Vec<(TrackId, StreamId)>>,
     pub kit: Kit,
+    /// Transactions that are in no block yet, to be shown.
+    pub told: Told,
     pub factories: Arc<Vec<Factory>>,
     pub sets: Arc<Vec<SetName>>,
     pub busy: bool,
@@ -116,8 +119,15 @@ impl Router {
         let ready = consumer.kit.is_ready();
         let aside = settled && ready && full_output.is_none() && catches_up(consumer, &next, path);
         let prepare = settled && !ready;
+        if matches!(next, Some(Next::Range { .. })) {
+            // It is far behind: by then they will be old.
+            consumer.told.take();
+        }
+        let at_tip = matches!(next, Some(Next::Wait | Next::Mark));
+        let shows = at_tip && ready && full_output.is_none() && !consumer.faulted && !consumer.told.is_empty();
+        let told = if shows { consumer.told.take() } else { vec![] };
         match next {
-            Some(Next::Wait) if !aside && !prepare => return,
+            Some(Next::Wait) if !aside && !prepare && !shows => return,
             Some(Next::Live(_) | Next::Range { .. }) if full_output.is_some() => {
                 if let (Some(why), None) = (&full_output, &consumer.why) {
                     tracing::warn!(plugin = %plugin_name, chain = chain_name, why, "pauses until there is room");
@@ -162,6 +172,7 @@ impl Router {
             let back = next.as_ref().is_some_and(Next::looks_back);
             let result = match (next, cursor) {
                 _ if prepare => work::prepare(&desk, &mut kit, cursor, begin, &path).await,
+                (_, Some(cursor)) if shows => work::pending(&desk, &mut kit, cursor, told).await,
                 (_, Some(cursor)) if aside => catch_up::step(&desk, &mut kit, cursor).await,
                 (None, _) => work::find_start(&desk, start, path.tip()).await,
                 // A reorg may go below where it began: of the blocks before, it hears nothing.

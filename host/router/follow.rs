@@ -12,7 +12,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::chain::{Follower, Halt, Offer};
 use crate::config::Finality;
-use crate::model::{BlockRef, BlockUpdate};
+use crate::model::{BlockRef, BlockUpdate, Transaction};
 use crate::source::{ReadError, Source, Tag};
 use crate::telemetry::{self, SourceErrorKind};
 
@@ -38,6 +38,8 @@ pub enum News {
         updates: Vec<BlockUpdate>,
         safe: u64,
     },
+    /// Transactions that are in no block yet.
+    Pending(Vec<Transaction>),
     /// The provider answers again.
     Well,
     Trouble {

@@ -23,6 +23,7 @@ mod load;
 mod made;
 mod next;
 mod payload;
+mod pending;
 mod picture;
 mod plugins;
 #[cfg(test)]
@@ -38,7 +39,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
 use self::ahead::Ahead;
 use self::blocks::{Blocks, Plan};
@@ -131,6 +132,8 @@ struct Chain {
     why: Option<String>,
     reorgs: u64,
     accept: Arc<Notify>,
+    /// To transactions that are in no block yet, while a plugin asks for them.
+    listener: Option<AbortHandle>,
 }
 
 /// A router that runs.
@@ -250,6 +253,7 @@ impl Router {
                 why: None,
                 reorgs: 0,
                 accept: Arc::default(),
+                listener: None,
             };
             (name.clone(), chain)
         });
@@ -482,6 +486,7 @@ impl Router {
                 }
                 self.set_path(name, path, safe);
             }
+            News::Pending(told) => self.take_pending(name, &told),
             News::Well => (chain.state, chain.why) = ("following", None),
             News::Trouble { why } => {
                 if chain.state != "unreachable" {
@@ -533,6 +538,7 @@ impl Router {
             let index = Index::new(id, subscribers, &mut self.sets.write());
             chain.plan = Arc::new(Plan { index, generation: self.generation, sets: self.sets.clone() });
         }
+        self.listen();
     }
 
     fn ready_chains(&self) -> Vec<ReadyChain> {

@@ -27,10 +27,17 @@ fn text(address: Address) -> String {
 pub fn lane_key(chain: ChainId, position: EventPosition, record: &[u8]) -> String {
     match position {
         EventPosition::Block => chain.to_string(),
-        EventPosition::Transaction(_) => format!("{chain}/{}", text(address_at(record, 140))),
+        EventPosition::Transaction(_) | EventPosition::Pending(_) => {
+            format!("{chain}/{}", text(address_at(record, 140)))
+        }
         EventPosition::Log(_) => format!("{chain}/{}", text(address_at(record, 48))),
         EventPosition::Transfer(_) => format!("{chain}/{}", text(address_at(record, 108))),
     }
+}
+
+/// Of an encoded transaction, in a block or not.
+pub fn transaction_hash(record: &[u8]) -> B256 {
+    word_at(record, 56)
 }
 
 /// The words for [`crate::model::How`], by its code.
@@ -56,6 +63,14 @@ pub fn as_json(position: EventPosition, record: &[u8]) -> serde_json::Value {
             "created": (record[14] & 2 == 2).then(|| text(address_at(record, 160))),
             "value": U256::from_be_bytes(word_at(record, 88).0).to_string(),
             "success": match record[12] { 0 => Some(false), 1 => Some(true), _ => None },
+            "nonce": u64_at(record, 16).to_string(),
+            "input": hex::encode_prefixed(&record[fixed..fixed + u32_at(record, 180) as usize]),
+        }),
+        EventPosition::Pending(_) => json!({
+            "tx": word_at(record, 56),
+            "from": text(address_at(record, 120)),
+            "to": (record[14] & 1 == 1).then(|| text(address_at(record, 140))),
+            "value": U256::from_be_bytes(word_at(record, 88).0).to_string(),
             "nonce": u64_at(record, 16).to_string(),
             "input": hex::encode_prefixed(&record[fixed..fixed + u32_at(record, 180) as usize]),
         }),

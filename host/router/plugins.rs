@@ -279,6 +279,7 @@ impl Router {
                         place,
                         tracks,
                         kit: Kit::of(new.worker),
+                        told: Default::default(),
                         factories,
                         sets,
                         busy: false,

@@ -20,6 +20,7 @@ use crate::model::{
 use crate::plugin::step::Worker;
 use crate::plugin::{BlockEvents, HOST_KEYS, StateRead, StepError, StepOutput};
 use crate::source::{ReadError, Source};
+use crate::telemetry;
 
 /// What a job needs of the world.
 #[derive(Clone)]
@@ -233,6 +234,12 @@ struct Mine {
 }
 
 impl Mine {
+    /// Each event by itself.
+    fn one_by_one(&self) -> impl Iterator<Item = Mine> {
+        let alone = |event| Mine { matched: self.matched.clone(), block: false, events: vec![event] };
+        self.events.iter().copied().map(alone)
+    }
+
     fn at(&self) -> BlockRef {
         self.matched.at
     }
@@ -322,6 +329,51 @@ pub async fn step_aside(
     let done = Done { emissions: entries.len() as u64, ..done(&output, &mine) };
     aside(desk, cursor, output, entries, &mine, Some((todo.edit, after))).await?;
     kit.steps = 0;
+    Ok(done)
+}
+
+/// Transactions that are in no block yet: the cursor stays, and so does the state. What cannot be processed is left out.
+pub async fn pending(desk: &Desk, kit: &mut Kit, cursor: BlockRef, told: Vec<Arc<Matched>>) -> Result<Done, Failed> {
+    let mut children = children_of(kit)?;
+    let of = |matched: Arc<Matched>, children: &mut Children| {
+        let events = matched.events_of(desk.subscriber, children);
+        Mine { matched, block: false, events }
+    };
+    let mine: Vec<Mine> = told.into_iter().map(|matched| of(matched, &mut children)).collect();
+    kit.children = Some(children);
+    let each: Vec<Mine> = mine.iter().flat_map(Mine::one_by_one).collect();
+    let mut done = Done { only_prepared: true, ..Done::default() };
+    let mut entries = Vec::new();
+    let mut show = async |kit: &mut Kit, mine: Vec<Mine>| {
+        let (output, said, mine) = run(desk, kit, mine, Class::Live).await?;
+        let one = self::done(&output, &mine);
+        done.events += one.events;
+        done.emissions += one.emissions;
+        done.calls += one.calls;
+        done.call_time += one.call_time;
+        done.poison += one.poison;
+        entries.extend(said);
+        Ok::<_, Failed>(())
+    };
+    if let Err(Failed::Fault { .. } | Failed::Again { .. }) = show(kit, mine).await {
+        // Whoever sends one that a plugin cannot bear must not hide the others.
+        for mine in each {
+            match show(kit, vec![mine]).await {
+                Err(Failed::Fault { why } | Failed::Again { why, .. }) => {
+                    tracing::debug!(plugin = ?desk.consumer, why, "a pending transaction is left out");
+                    telemetry::pending_dropped(desk.chain).increment(1);
+                }
+                other => other?,
+            }
+        }
+    }
+    for entry in &mut entries {
+        // The newest block that it has seen: there is none of its own.
+        entry.block = cursor;
+    }
+    if !entries.is_empty() {
+        aside(desk, cursor, StepOutput::default(), entries, &[], None).await?;
+    }
     Ok(done)
 }
 
@@ -487,11 +539,16 @@ fn name_emissions(desk: &Desk, output: &StepOutput, mine: &[Mine]) -> Result<Vec
             Some(key) => key.clone(),
             None => payload::lane_key(desk.chain, emission.position, record),
         };
+        // In no block, it is known by its own hash: told twice, it is the same emission.
+        let (hash, position, incarnation) = match emission.position {
+            EventPosition::Pending(_) => (payload::transaction_hash(record), EventPosition::Pending(0), 0),
+            position => (at.hash, position, incarnation),
+        };
         entries.push(NewEntry {
             track: *track,
-            emission: EmissionId::of(desk.chain, &at.hash, emission.position, stream, emission.ordinal, incarnation),
+            emission: EmissionId::of(desk.chain, &hash, position, stream, emission.ordinal, incarnation),
             block: at,
-            position: emission.position,
+            position,
             ordinal: emission.ordinal,
             lane_key,
             content_type,

@@ -10,11 +10,11 @@
 //! | `source` | the chain, as CAIP-2: `eip155:1` |
 //! | `type` | `{plugin}.{stream}` |
 //! | `subject` | the lane key; left out where it is empty |
-//! | `time` | the block's time, RFC 3339, UTC |
+//! | `time` | the block's time, RFC 3339, UTC; where `op` is `pending`, that of the newest block then |
 //! | `datacontenttype` | of `data` |
-//! | `op` | `apply` or `retract` |
+//! | `op` | `apply`, `retract`, or `pending`: of a transaction that is in no block yet, and part of no promise |
 //! | `emission` | the one id of the emission's whole life |
-//! | `block`, `blockhash` | of the emission's block; `block` is a decimal text |
+//! | `block`, `blockhash` | of the emission's block; `block` is a decimal text; left out where `op` is `pending` |
 //! | `cursor` | the journal's offset, a decimal text |
 //! | `data` or `data_base64` | the payload: JSON as it is, text as a string, bytes as base64 |
 //!
@@ -25,7 +25,7 @@ use base64::Engine;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::model::{ContentType, Delivery};
+use crate::model::{ContentType, Delivery, Op};
 
 /// Of a whole event in JSON ("structured mode").
 pub const CONTENT_TYPE: &str = "application/cloudevents+json";
@@ -46,8 +46,10 @@ struct Event<'a> {
     datacontenttype: &'static str,
     op: &'static str,
     emission: String,
-    block: String,
-    blockhash: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    block: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    blockhash: Option<String>,
     cursor: String,
     #[serde(flatten)]
     data: Data<'a>,
@@ -72,6 +74,7 @@ pub fn encode(delivery: &Delivery) -> Vec<u8> {
         ContentType::Text => std::str::from_utf8(&payload).ok().map(Data::Text),
         ContentType::Bytes => None,
     };
+    let block = (delivery.op != Op::Pending).then_some(&emission.block);
     let event = Event {
         specversion: "1.0",
         id: delivery.id.to_string(),
@@ -82,8 +85,8 @@ pub fn encode(delivery: &Delivery) -> Vec<u8> {
         datacontenttype: emission.content_type.mime(),
         op: delivery.op.as_str(),
         emission: emission.id.to_string(),
-        block: emission.block.number.to_string(),
-        blockhash: emission.block.hash.to_string(),
+        block: block.map(|at| at.number.to_string()),
+        blockhash: block.map(|at| at.hash.to_string()),
         cursor: delivery.offset.to_string(),
         data: data.unwrap_or_else(|| Data::Base64(base64::engine::general_purpose::STANDARD.encode(&emission.payload))),
     };

@@ -383,6 +383,8 @@ async fn write(
     run: &[usize],
 ) -> Result<(), Fault> {
     match work.batch[run[0]].op {
+        // A table holds what the chain has.
+        Op::Pending => {}
         Op::Apply => {
             let width = work.rows[run[0]].len();
             let columns: Vec<Vec<Option<&str>>> = (0..width)

@@ -245,6 +245,8 @@ fn store(
 
 fn write(transaction: &Transaction<'_>, table: &Table, delivery: &Delivery) -> Result<(), Fault> {
     match delivery.op {
+        // A table holds what the chain has.
+        Op::Pending => {}
         Op::Apply => {
             let row = table.layout.row(delivery).map_err(Fault::Row)?;
             let mut statement = transaction.prepare_cached(&table.insert).map_err(fault)?;

@@ -17,6 +17,7 @@ mod pool;
 pub mod record;
 pub mod recorded;
 pub mod rpc;
+mod rpc_pending;
 mod rpc_range;
 mod rpc_watch;
 mod transport;
@@ -28,8 +29,9 @@ use std::time::Duration;
 
 use alloy_primitives::B256;
 use futures::future::BoxFuture;
+use tokio::sync::mpsc;
 
-use crate::model::{Block, BlockRef, ChainId, ProviderStatus, Wanted};
+use crate::model::{Block, BlockRef, ChainId, ProviderStatus, Transaction, Wanted};
 
 /// Why a read did not succeed, named by what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -86,6 +88,12 @@ pub trait Source: Send + Sync + 'static {
     /// Returns when the head may have changed. A hint: it may come late, twice, or for nothing, but a
     /// source returns from here at least once in its polling interval.
     async fn changed(&self);
+
+    /// Transactions that are in no block yet, as they come, until the receiver is dropped. A hint: of each it is proven who signed it,
+    /// and no more; it may be told twice or never. `None` where this source cannot tell.
+    fn pending(&self) -> Option<mpsc::Receiver<Transaction>> {
+        None
+    }
 
     /// Who is asked, and how they do: for `status`.
     fn providers(&self) -> Vec<ProviderStatus> {

@@ -16,7 +16,7 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use serde_json::json;
 use serde_json::value::RawValue;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 use super::headers::Headers;
 use super::health::Kind as Question;
@@ -26,7 +26,7 @@ use super::record::Line;
 use super::transport::{Endpoint, Fail, Provider, Setting};
 use super::wire::{self, Parts, Trouble, WireBlock};
 use super::{Kind, Open, Range, ReadError, Source, Tag};
-use crate::model::{Block, BlockRef, ChainId, ProviderStatus, Wanted};
+use crate::model::{Block, BlockRef, ChainId, ProviderStatus, Transaction, Wanted};
 use crate::proof::Quirks;
 
 pub const KIND: Kind = Kind {
@@ -685,6 +685,10 @@ impl Source for Rpc {
             self.inner.known_to_enough(found).await?;
         }
         Ok(found)
+    }
+
+    fn pending(&self) -> Option<mpsc::Receiver<Transaction>> {
+        Some(self.inner.listen())
     }
 
     fn providers(&self) -> Vec<ProviderStatus> {

@@ -31,7 +31,7 @@ impl Inner {
         let (mut told, mut silent) = (0, None);
         loop {
             if provider.subscribes() && subscription.is_none() && subscribe_at <= Instant::now() {
-                match provider.subscribe().await {
+                match provider.subscribe(serde_json::json!(["newHeads"])).await {
                     Ok(opened) => {
                         (subscription, told, silent) = (Some(opened), 0, None);
                         // What came between the last look and the subscription.

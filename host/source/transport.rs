@@ -322,9 +322,10 @@ impl Provider {
         *self.client.lock().await = None;
     }
 
-    pub async fn subscribe(&self) -> Result<RawSubscription, Fail> {
+    /// `what`: the parameters of `eth_subscribe`.
+    pub async fn subscribe(&self, what: Value) -> Result<RawSubscription, Fail> {
         let client = self.client().await?;
-        let id = self.ask(&client, "eth_subscribe", &serde_json::json!(["newHeads"])).await?;
+        let id = self.ask(&client, "eth_subscribe", &what).await?;
         let id: B256 =
             serde_json::from_str(id.get()).map_err(|e| Fail::Other(self.redact(&format!("eth_subscribe: {e}"))))?;
         let frontend = client.pubsub_frontend().ok_or_else(|| Fail::Other("it has no subscriptions".into()))?;

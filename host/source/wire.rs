@@ -327,6 +327,38 @@ impl Envelope {
     }
 }
 
+/// A transaction that is in no block yet, proven to be signed by its sender. `None` where it is in one by now, or the node has
+/// forgotten it.
+pub fn pending(json: &str, chain: ChainId) -> Result<Option<Transaction>, Trouble> {
+    if json == "null" {
+        return Ok(None);
+    }
+    let Envelope { told, form } = Envelope::parse(json)?;
+    let Some(Form::Signed(envelope)) = form else {
+        return Err(Trouble::False(format!("transaction {} is of a type that is known in blocks alone", told.hash)));
+    };
+    proof::alone(&envelope, told.hash, told.from, chain)?;
+    if told.block_hash.is_some() {
+        return Ok(None);
+    }
+    let most = told.max_fee_per_gas.or(told.gas_price).unwrap_or_default().to();
+    Ok(Some(Transaction {
+        index: u32::MAX,
+        hash: told.hash,
+        from: told.from,
+        to: told.to,
+        created: None,
+        value: told.value,
+        input: told.input,
+        nonce: told.nonce.to(),
+        kind: u8::try_from(told.kind.unwrap_or_default().to::<u64>()).unwrap_or(0),
+        gas_limit: told.gas.to(),
+        gas_used: None,
+        gas_price: most,
+        success: None,
+    }))
+}
+
 fn unsigned_form(kind: u8, json: &str) -> Option<Vec<u8>> {
     fn encoded<T: serde::de::DeserializeOwned + alloy_rlp::Encodable>(kind: u8, json: &str) -> Option<Vec<u8>> {
         Some(unsigned::encoded(kind, &serde_json::from_str::<T>(json).ok()?))

@@ -75,11 +75,11 @@ def encode_sets(sets):
     return b"".join(u8(PLACES[place]) + u8(len(name)) + name.encode() for place, name in sets)
 
 
-def encode_transaction(f, **kw):
+def encode_transaction(f, kind=2, **kw):
     status = {None: 2, False: 0, True: 1}[f["success"]]
     present = (f["to"] is not None) | (f["created"] is not None) << 1
     data = unhex(f["input"])
-    return record(2, 208, {
+    return record(kind, 208, {
         8: u32(f["index"]), 12: u8(status), 13: u8(f["type"]), 14: u8(present), 15: u8(len(f["sets"])),
         16: u64(f["nonce"]), 24: u64(f["gas_limit"]), 32: u64(f["gas_used"]), 40: u128(f["gas_price"]),
         56: unhex(f["hash"]), 88: int(f["value"]).to_bytes(32, "big"), 120: unhex(f["from"]),
@@ -106,7 +106,11 @@ def encode_transfer(f, **kw):
     }, flags=1 if f["subscribed"] else 0, variable=encode_sets(f["sets"]), **kw)
 
 
-ENCODE = {"block": encode_block, "transaction": encode_transaction, "log": encode_log, "transfer": encode_transfer}
+def encode_pending(f, **kw):
+    return encode_transaction(f, kind=5, **kw)
+
+
+ENCODE = {"block": encode_block, "pending": encode_pending, "transaction": encode_transaction, "log": encode_log, "transfer": encode_transfer}
 
 
 def batch(chain, records, count=None, header_extra=b""):
@@ -189,6 +193,9 @@ def events():
     case("sets", "Each kind of event with the watch sets that its values are in.",
          [block(1, False), transaction(0, input="0x010203", sets=sets), transfer(0, "call", sets=sets[:1]),
           log(0, data=5, sets=[["address", "tokens"], ["topic0", "a"], ["topic1", "b"], ["topic2", "c"], ["topic3", "d"]])])
+    pending = {"kind": "pending", "index": NONE_U32, "success": None, "gas_used": "0"}
+    case("pending", "Transactions that are in no block yet; the block before them is context.",
+         [block(1, False), transaction(0, **pending), transaction(1, to=None, input="0x60", sets=sets, **pending)])
     case("decoded", "What the host decoded stands after the data, before the sets; it may be any text.",
          [block(1, False), log(0, data=7, decoded='{"event":"Transfer","args":{"note":"h\u00e9"}}', sets=[["topic2", "a"]]),
           log(1, data=0, topics=0, decoded='{"error":"it fits none"}')])

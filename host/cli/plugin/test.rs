@@ -69,6 +69,7 @@ fn line(delivery: &Delivery) -> String {
         EventPosition::Transaction(index) => format!("transaction {index}"),
         EventPosition::Log(index) => format!("log {index}"),
         EventPosition::Transfer(index) => format!("transfer {index}"),
+        EventPosition::Pending(_) => "pending".to_owned(),
     };
     let data = match emission.content_type {
         ContentType::Json => serde_json::from_slice(&emission.payload).ok(),

@@ -143,6 +143,8 @@ pub enum Record<'a> {
     Log(LogView<'a>),
     /// Native value that moved, or a contract that was created, in the block before it.
     Transfer(TransferView<'a>),
+    /// A transaction that is in no block yet. The block before it is the newest that the plugin has seen.
+    Pending(TransactionView<'a>),
 }
 
 /// Iterates over a [`Batch`]. Records of unknown kinds are skipped, but count in the index.
@@ -207,13 +209,14 @@ impl<'a> Iterator for Events<'a> {
                     self.block = Some(view);
                     Record::Block(view)
                 }),
-                2..=4 => {
+                2..=5 => {
                     let Some(block) = self.block else {
                         return self.fail(Malformed::NoBlock { index });
                     };
                     match kind {
                         2 => TransactionView::read(record, fixed_len, variable, block).map(Record::Transaction),
                         3 => LogView::read(record, fixed_len, variable, block).map(Record::Log),
+                        5 => TransactionView::read(record, fixed_len, variable, block).map(Record::Pending),
                         _ => TransferView::read(record, fixed_len, variable, block).map(Record::Transfer),
                     }
                 }
@@ -362,12 +365,12 @@ impl<'a> TransactionView<'a> {
         self.fixed[14] & bit != 0
     }
 
-    /// The block it is in.
+    /// The block it is in. Of a pending one: the newest that the plugin has seen, of which number, time and hashes are known.
     #[inline]
     pub fn block(&self) -> BlockView<'a> {
         self.block
     }
-    /// Place in the block, from 0.
+    /// Place in the block, from 0. Of a pending one: `u32::MAX`.
     #[inline]
     pub fn index(&self) -> u32 {
         u32_at(self.fixed, 8)
@@ -401,7 +404,7 @@ impl<'a> TransactionView<'a> {
     pub fn gas_used(&self) -> Option<u64> {
         (self.fixed[12] < 2).then(|| u64_at(self.fixed, 32))
     }
-    /// What it paid per gas, in wei.
+    /// What it paid per gas, in wei; of a pending one, the most that it would.
     #[inline]
     pub fn gas_price(&self) -> u128 {
         u128::from_le_bytes(*bytes_at(self.fixed, 40))

@@ -71,6 +71,7 @@ impl<P: Plugin> Slot<P> {
                     EventKind::Log => wit::EventKind::Log,
                     EventKind::Transfer => wit::EventKind::Transfer,
                     EventKind::Creation => wit::EventKind::Creation,
+                    EventKind::Pending => wit::EventKind::Pending,
                 },
                 chains: s.chains.iter().map(|id| format!("eip155:{id}")).collect(),
                 addresses: list(s.addresses),

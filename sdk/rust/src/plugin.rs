@@ -109,6 +109,11 @@ impl Filters {
     pub fn transaction(&self, handler: usize, tx: &TransactionView<'_>) -> bool {
         self.0[handler].as_ref().is_none_or(|wanted| wanted.iter().any(|s| s.wants_transaction(tx)))
     }
+    /// Does the handler ask for the transaction while it is pending?
+    #[inline]
+    pub fn pending(&self, handler: usize, tx: &TransactionView<'_>) -> bool {
+        self.0[handler].as_ref().is_none_or(|wanted| wanted.iter().any(|s| s.wants_pending(tx)))
+    }
 }
 
 /// What [`plugin`](macro@crate::plugin) makes of an `impl` block. Not written by hand.
@@ -131,6 +136,8 @@ pub trait Plugin: Configured + 'static {
     fn on_block(&self, block: &BlockView<'_>, out: &mut Out<Self>) -> Result;
     /// Hands a transaction to the handlers that asked for it.
     fn on_transaction(&self, filters: &Filters, tx: &TransactionView<'_>, out: &mut Out<Self>) -> Result;
+    /// Hands a transaction that is in no block yet to the handlers that asked for it.
+    fn on_pending(&self, filters: &Filters, tx: &TransactionView<'_>, out: &mut Out<Self>) -> Result;
     /// Hands a transfer or creation to the handlers that asked for it.
     fn on_transfer(&self, filters: &Filters, transfer: &TransferView<'_>, out: &mut Out<Self>) -> Result;
     /// Hands a log to the handlers that asked for it.
@@ -256,6 +263,7 @@ impl<P: Plugin> Loaded<P> {
                 Record::Block(block) => self.plugin.on_block(block, &mut out),
                 Record::Transaction(tx) => self.plugin.on_transaction(&self.filters, tx, &mut out),
                 Record::Log(log) => self.plugin.on_log(&self.filters, log, &mut out),
+                Record::Pending(tx) => self.plugin.on_pending(&self.filters, tx, &mut out),
                 Record::Transfer(transfer) => self.plugin.on_transfer(&self.filters, transfer, &mut out),
             };
             match done {

@@ -21,6 +21,8 @@ pub enum EventKind {
     Transfer,
     /// Contracts that were created: by a transaction, or inside of one.
     Creation,
+    /// A transaction that is in no block yet.
+    Pending,
 }
 
 /// A place of a subscription that asks for one value of an event.
@@ -149,6 +151,11 @@ impl Subscription {
         Self::all(EventKind::Log)
     }
 
+    /// Every transaction that the node hears of before it is in a block: a hint, and part of no promise.
+    pub fn pending() -> Self {
+        Self::all(EventKind::Pending)
+    }
+
     /// All native value that moves, by transactions and by calls inside of them.
     pub fn transfers() -> Self {
         Self::all(EventKind::Transfer)
@@ -273,8 +280,16 @@ impl Subscription {
 
     /// Does it ask for this transaction?
     pub fn wants_transaction(&self, tx: &TransactionView<'_>) -> bool {
-        self.kind == EventKind::Transaction
-            && self.on(tx.block().chain_id())
+        self.kind == EventKind::Transaction && self.fits(tx)
+    }
+
+    /// Does it ask for this transaction while it is pending?
+    pub fn wants_pending(&self, tx: &TransactionView<'_>) -> bool {
+        self.kind == EventKind::Pending && self.fits(tx)
+    }
+
+    fn fits(&self, tx: &TransactionView<'_>) -> bool {
+        self.on(tx.block().chain_id())
             && self.allows(Place::Sender, &self.senders, Some(&tx.from()), |name| tx.is_in(Place::Sender, name))
             && self.allows(Place::Receiver, &self.receivers, tx.to().as_ref(), |name| tx.is_in(Place::Receiver, name))
             && self.allows::<B256>(Place::Hash, &[], None, |name| tx.is_in(Place::Hash, name))

@@ -17,7 +17,7 @@ fn read_all(bytes: &[u8]) -> Option<usize> {
             Record::Block(b) => {
                 let _ = (b.number(), b.timestamp(), b.base_fee(), b.transaction_count(), b.hash(), b.beneficiary());
             }
-            Record::Transaction(t) => {
+            Record::Transaction(t) | Record::Pending(t) => {
                 let _ = (t.value(), t.fee(), t.from(), t.to(), t.created(), t.gas_price(), t.hash(), format!("{t:?}"));
                 assert!(t.input().len() <= bytes.len());
             }
@@ -122,7 +122,7 @@ proptest! {
                     prop_assert_eq!((l.address(), l.topics(), l.data()), (log.address, &log.topics[..], &log.data[..]));
                     logs += 1;
                 }
-                Record::Transfer(_) => unreachable!("none was encoded"),
+                Record::Transfer(_) | Record::Pending(_) => unreachable!("none was encoded"),
             }
         }
         prop_assert_eq!((txs, logs), (block.transactions.len(), all.len()));

@@ -69,8 +69,8 @@ fn read(batch: &[u8]) -> Result<(u64, Vec<(u32, Value)>), Malformed> {
                     "hash": hx(b.hash()), "parent": hx(b.parent_hash()), "beneficiary": hx(b.beneficiary()),
                 })
             }
-            Record::Transaction(t) => json!({
-                "kind": "transaction", "subscribed": subscribed, "index": t.index(), "success": t.success(),
+            Record::Transaction(t) | Record::Pending(t) => json!({
+                "kind": if matches!(event.record, Record::Pending(_)) { "pending" } else { "transaction" }, "subscribed": subscribed, "index": t.index(), "success": t.success(),
                 "type": t.transaction_type(), "nonce": t.nonce().to_string(), "gas_limit": t.gas_limit().to_string(),
                 "gas_used": t.gas_used().unwrap_or(0).to_string(), "gas_price": t.gas_price().to_string(), "hash": hx(t.hash()),
                 "value": t.value().to_string(), "from": hx(t.from()), "to": t.to().map(hx), "created": t.created().map(hx),

@@ -15,7 +15,8 @@ fn repository() -> Option<PathBuf> {
 }
 
 fn build(root: &Path) -> Vec<(String, Vec<u8>)> {
-    let plugins = ["erc20-transfers", "native-transfers", "confirmations", "decoded-events", "whale"];
+    let plugins =
+        ["erc20-transfers", "native-transfers", "confirmations", "decoded-events", "pending-transactions", "whale"];
     let target = "wasm32-unknown-unknown";
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["build", "--quiet", "--release", "--target", target]).current_dir(root);

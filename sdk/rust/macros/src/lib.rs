@@ -25,7 +25,8 @@ use proc_macro::TokenStream;
 /// | an event of `sol!`, by value: only logs of this event reach the handler | `#[log]` |
 /// | `Decoded<Event>`: the same, but logs that only look like the event reach it too, as errors | `#[log]` |
 /// | `&LogView` | `#[log]` |
-/// | `&TransactionView` | `#[transaction]` |
+/// | `&TransactionView` | `#[transaction]`, `#[pending]` |
+/// | `&TransferView` | `#[transfer]`, `#[creation]` |
 /// | `&BlockView` | all |
 /// | `&mut Out<Self>`, to emit | all |
 ///
@@ -39,7 +40,8 @@ use proc_macro::TokenStream;
 /// | `addresses = self.tokens` | log | only logs of these contracts |
 /// | `topic0 = ...`, to `topic3` | log | only logs with one of these values there; 1 is the first indexed argument |
 /// | `undecodable = "reject"` | log | a log that only looks like the event is poison; without it, it is none and is left out |
-/// | `senders = ...`, `receivers = ...` | transaction | only transactions from, or to, one of these |
+/// | `senders = ...`, `receivers = ...` | transaction, pending, transfer, creation | only those from, or to, one of these |
+/// | `min_value = ...` | transaction, pending, transfer | only those of this many wei, or more |
 /// | `success = true` | transaction | only transactions that succeeded (or were reverted: `false`) |
 /// | `subscribe = ...` | all | instead of the above: any number of `Subscription`, one of which must want the event |
 ///

@@ -53,10 +53,11 @@ enum Kind {
     Log,
     Transfer,
     Creation,
+    Pending,
 }
 
 impl Kind {
-    const ALL: [Self; 5] = [Self::Block, Self::Transaction, Self::Log, Self::Transfer, Self::Creation];
+    const ALL: [Self; 6] = [Self::Block, Self::Transaction, Self::Log, Self::Transfer, Self::Creation, Self::Pending];
 
     fn name(self) -> &'static str {
         match self {
@@ -65,13 +66,14 @@ impl Kind {
             Self::Log => "log",
             Self::Transfer => "transfer",
             Self::Creation => "creation",
+            Self::Pending => "pending",
         }
     }
     fn options(self) -> &'static [&'static str] {
         match self {
             Self::Block => &["pass", "subscribe"],
             Self::Transaction => &["pass", "subscribe", "senders", "receivers", "success", "min_value"],
-            Self::Transfer => &["pass", "subscribe", "senders", "receivers", "min_value"],
+            Self::Transfer | Self::Pending => &["pass", "subscribe", "senders", "receivers", "min_value"],
             Self::Creation => &["pass", "subscribe", "senders", "receivers"],
             Self::Log => &["pass", "subscribe", "addresses", "topic0", "topic1", "topic2", "topic3", "undecodable"],
         }
@@ -191,6 +193,7 @@ fn read_argument(handler: &mut Handler, ty: &Type) -> Result<TokenStream> {
             "a #[log] handler takes an event of sol! by value, and any of &LogView, &BlockView, &mut Out<Self>"
         }
         Kind::Transaction => "a #[transaction] handler takes any of &TransactionView, &BlockView, &mut Out<Self>",
+        Kind::Pending => "a #[pending] handler takes any of &TransactionView, &BlockView, &mut Out<Self>",
         Kind::Transfer => "a #[transfer] handler takes any of &TransferView, &BlockView, &mut Out<Self>",
         Kind::Creation => "a #[creation] handler takes any of &TransferView, &BlockView, &mut Out<Self>",
         Kind::Block => "a #[block] handler takes any of &BlockView, &mut Out<Self>",
@@ -203,12 +206,12 @@ fn read_argument(handler: &mut Handler, ty: &Type) -> Result<TokenStream> {
             ("Out", _, true) => Ok(quote!(out)),
             ("Out", _, false) => Err(Error::new(ty.span(), "to emit, a handler takes `&mut Out<Self>`")),
             ("BlockView", Kind::Block, false) => Ok(quote!(block)),
-            ("BlockView", Kind::Transaction, false) => Ok(quote!(&tx.block())),
+            ("BlockView", Kind::Transaction | Kind::Pending, false) => Ok(quote!(&tx.block())),
             ("BlockView", Kind::Log, false) => Ok(quote!(&log.block())),
             ("BlockView", Kind::Transfer | Kind::Creation, false) => Ok(quote!(&transfer.block())),
             ("TransferView", Kind::Transfer | Kind::Creation, false) => Ok(quote!(transfer)),
             ("LogView", Kind::Log, false) => Ok(quote!(log)),
-            ("TransactionView", Kind::Transaction, false) => Ok(quote!(tx)),
+            ("TransactionView", Kind::Transaction | Kind::Pending, false) => Ok(quote!(tx)),
             ("TransactionView", Kind::Log, false) => Err(Error::new(
                 ty.span(),
                 "a log names its transaction by log.tx_hash() and log.tx_index(); the transaction itself reaches #[transaction] handlers",
@@ -292,7 +295,7 @@ pub fn expand(args: TokenStream, item: TokenStream) -> Result<TokenStream> {
     if handlers.is_empty() {
         return Err(Error::new(
             block.self_ty.span(),
-            "a plugin has at least one handler: mark a function with #[log], #[transaction], #[transfer], #[creation] or #[block]",
+            "a plugin has at least one handler: mark a function with #[log], #[transaction], #[transfer], #[creation], #[pending] or #[block]",
         ));
     }
 
@@ -318,13 +321,13 @@ pub fn expand(args: TokenStream, item: TokenStream) -> Result<TokenStream> {
     };
 
     let mut wanted = Vec::new();
-    let mut calls: [Vec<TokenStream>; 5] = Default::default();
+    let mut calls: [Vec<TokenStream>; 6] = Default::default();
     for (i, handler) in handlers.iter().enumerate() {
         wanted.push(wants(handler)?);
         let call = call(handler, i, handler.text_option("pass")?.as_ref().map(pass_index))?;
         calls[handler.kind as usize].push(call);
     }
-    let [on_block, on_transaction, on_log, on_transfer, on_creation] = calls;
+    let [on_block, on_transaction, on_log, on_transfer, on_creation, on_pending] = calls;
 
     let name = match &args.name {
         Some(name) => {
@@ -382,6 +385,11 @@ pub fn expand(args: TokenStream, item: TokenStream) -> Result<TokenStream> {
                     ::core::result::Result::Ok(())
                 }
                 #[inline]
+                fn on_pending(&self, filters: &__p::Filters, tx: &__TransactionView<'_>, out: &mut ::chainweir_sdk::plugin::Out<Self>) -> ::chainweir_sdk::Result {
+                    #(#on_pending)*
+                    ::core::result::Result::Ok(())
+                }
+                #[inline]
                 fn on_transfer(&self, filters: &__p::Filters, transfer: &__TransferView<'_>, out: &mut ::chainweir_sdk::plugin::Out<Self>) -> ::chainweir_sdk::Result {
                     if !transfer.value().is_zero() { #(#on_transfer)* }
                     if transfer.creates() { #(#on_creation)* }
@@ -407,6 +415,7 @@ fn wants(handler: &Handler) -> Result<TokenStream> {
         Kind::Log => quote!(__p::EventKind::Log),
         Kind::Transfer => quote!(__p::EventKind::Transfer),
         Kind::Creation => quote!(__p::EventKind::Creation),
+        Kind::Pending => quote!(__p::EventKind::Pending),
     };
     if let Some(subscribe) = handler.option("subscribe") {
         return Ok(quote!((#kind, ::core::iter::IntoIterator::into_iter(#subscribe).collect::<Vec<__Subscription>>())));
@@ -416,6 +425,7 @@ fn wants(handler: &Handler) -> Result<TokenStream> {
         (Kind::Transaction, _) => quote!(__Subscription::transactions()),
         (Kind::Transfer, _) => quote!(__Subscription::transfers()),
         (Kind::Creation, _) => quote!(__Subscription::creations()),
+        (Kind::Pending, _) => quote!(__Subscription::pending()),
         (Kind::Log, None) => quote!(__Subscription::logs()),
         (Kind::Log, Some((event, _))) => quote_spanned!(event.span()=> __Subscription::event::<#event>()),
     };
@@ -474,6 +484,7 @@ fn call(handler: &Handler, i: usize, pass: Option<u16>) -> Result<TokenStream> {
     Ok(match handler.kind {
         Kind::Block => run,
         Kind::Transaction => quote!(if filters.transaction(#i, tx) { #run }),
+        Kind::Pending => quote!(if filters.pending(#i, tx) { #run }),
         Kind::Transfer | Kind::Creation => quote!(if filters.transfer(#i, transfer) { #run }),
         Kind::Log => match &handler.event {
             None => quote!(if filters.log(#i, log) { #run }),

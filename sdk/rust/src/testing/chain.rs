@@ -233,6 +233,18 @@ impl Block {
         r.end()
     }
 
+    /// The record of the transaction at a place, as if it were in no block yet.
+    pub fn encode_pending(&self, index: usize) -> Vec<u8> {
+        let mut record = self.encode_tx(index);
+        record[4] = 5;
+        record[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
+        // Nothing is known of how it will do.
+        (record[12], record[14]) = (2, record[14] & 1);
+        record[32..40].fill(0);
+        record[160..180].fill(0);
+        record
+    }
+
     /// The record of a transfer of the transaction at a place. `index` counts the transfers of the block.
     pub fn encode_transfer(&self, tx_index: usize, transfer: &Transfer, index: u32) -> Vec<u8> {
         let mut r = Record::new(4, 1, 128);

@@ -57,6 +57,8 @@ pub enum At {
     Log(u32),
     /// The transfer at this place among those of the block.
     Transfer(u32),
+    /// A transaction that is in no block.
+    Pending,
 }
 
 /// Something that the plugin emitted.
@@ -109,6 +111,7 @@ impl Emission {
             At::Tx(i) => format!("tx {i}"),
             At::Log(i) => format!("log {i}"),
             At::Transfer(i) => format!("transfer {i}"),
+            At::Pending => "pending".to_owned(),
         };
         let mut line = serde_json::Map::new();
         line.insert("block".into(), json!(self.block));
@@ -216,16 +219,48 @@ impl<P: Plugin> Tester<P> {
         self.blocks(&blocks)
     }
 
+    /// Shows a transaction that is in no block yet. What is written to `state` is not kept, as with the host.
+    ///
+    /// # Panics
+    /// As [`Tester::block`].
+    pub fn pending(&mut self, tx: Tx) -> Vec<Emission> {
+        let before = self.memory.state.clone();
+        let block = Block::new(0).tx(tx);
+        let manifest = self.manifest();
+        let wanted =
+            |tx: &crate::batch::TransactionView<'_>| manifest.subscriptions.iter().any(|s| s.wants_pending(tx));
+        let record = block.encode_pending(0);
+        let batch = encode_batch(block.chain_id, &[&block.encode(false), &record]);
+        let read = crate::batch::Batch::read(&batch).and_then(|batch| batch.events().nth(1).transpose());
+        let calls = match read.expect("encoded above").expect("two records").record {
+            crate::batch::Record::Pending(tx) if wanted(&tx) => {
+                vec![vec![(At::Block, block.encode(false)), (At::Pending, record)]]
+            }
+            _ => vec![],
+        };
+        let answered = self.answer(&block, &manifest, calls);
+        self.memory.state = before;
+        match answered {
+            Ok(Answer { emissions, rejected }) if rejected.is_empty() => emissions,
+            other => panic!("a pending transaction: {other:?}"),
+        }
+    }
+
     /// Processes a block. At a fault nothing of it is kept, as with the host.
     ///
     /// # Panics
     /// Where the answer is not in the batch layout: a bug of this SDK.
     pub fn try_block(&mut self, block: &Block) -> Result<Answer, Fault> {
         let manifest = self.manifest();
+        let calls = self.calls(block, &manifest);
+        self.answer(block, &manifest, calls)
+    }
+
+    fn answer(&mut self, block: &Block, manifest: &Manifest, calls: Vec<Vec<(At, Vec<u8>)>>) -> Result<Answer, Fault> {
         let names: Vec<String> = manifest.streams.iter().map(|stream| stream.name.clone()).collect();
         let before = self.memory.state.clone();
         let mut answer = Answer::default();
-        for call in self.calls(block, &manifest) {
+        for call in calls {
             let records: Vec<&[u8]> = call.iter().map(|(_, record)| record.as_slice()).collect();
             let batch = encode_batch(block.chain_id, &records);
             let (loaded, memory) = (&self.loaded, &mut self.memory);
@@ -275,7 +310,7 @@ impl<P: Plugin> Tester<P> {
             let batch = encode_batch(block.chain_id, &[&context, &record]);
             let read = crate::batch::Batch::read(&batch).and_then(|batch| batch.events().nth(1).transpose());
             let wanted = match read.expect("encoded above").expect("two records").record {
-                crate::batch::Record::Block(_) => false,
+                crate::batch::Record::Block(_) | crate::batch::Record::Pending(_) => false,
                 crate::batch::Record::Transaction(tx) => {
                     manifest.subscriptions.iter().any(|s| s.wants_transaction(&tx))
                 }

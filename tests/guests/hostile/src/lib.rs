@@ -235,6 +235,9 @@ impl Guest for Hostile {
             subscriptions: vec![all(EventKind::Block), all(EventKind::Transaction), all(EventKind::Log)],
             streams: vec![stream("one"), stream("two")],
         };
+        if settings.mode == "odd-pending" {
+            manifest.subscriptions = vec![all(EventKind::Pending)];
+        }
         match settings.evil.as_str() {
             "bad-name" => manifest.name = "No Good\n".into(),
             "bad-layout" => manifest.batch_layout = 2,
@@ -243,7 +246,7 @@ impl Guest for Hostile {
             "bad-address" => manifest.subscriptions[2].addresses.push(vec![0; 19]),
             "bad-topic" => manifest.subscriptions[2].topics.push(vec![vec![0; 31]]),
             "wants-transfers" => manifest.subscriptions[0].kind = EventKind::Transfer,
-            "wants-decoding" => manifest.subscriptions[2].decode.push("event A()".into()),
+            "bad-abi" => manifest.subscriptions[2].decode.push("event A(".into()),
             "bad-set" => manifest.subscriptions[2].sets.push(InSet { place: Place::Topic1, name: "No Name".into() }),
             "five-topics" => manifest.subscriptions[2].topics = vec![vec![]; 5],
             "many-streams" => manifest.streams = (0..60_000).map(|n| stream(&format!("s{n}"))).collect(),
@@ -281,6 +284,9 @@ impl Guest for Hostile {
                         let known = state::scan(b"event/", None, 5).len();
                         answer.emit(index, 0, "", format!("{{\"seen\":{seen},\"known\":{known}}}").as_bytes());
                     }
+                    // The last byte of its value.
+                    "odd-pending" if record[119] & 1 == 1 => unreachable(),
+                    "odd-pending" => answer.pass(index, 0),
                     "echo" => {
                         let key = if id % 3 == 0 { "three" } else { "" };
                         for _ in 0..1 + u32::from(id % 5 == 0) {
