@@ -52,6 +52,16 @@ fn lines(path: std::path::PathBuf) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).expect("a line of NDJSON")).collect()
 }
 
+async fn both_at(process: &Process, chain: &Chain) {
+    let tip = json!(chain.hash(chain.head().await).await);
+    until("both plugins at the tip", || async {
+        let status = process.status().await?;
+        let plugins = status["plugins"].as_array()?;
+        (plugins.len() == 2 && plugins.iter().all(|p| p["chains"][0]["cursor"]["hash"] == tip)).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transaction_is_told_before_it_is_in_a_block_and_marked_as_no_promise() {
     let Some(anvil) = Anvil::start(&["--no-mining"]) else { return };
@@ -62,7 +72,7 @@ async fn a_transaction_is_told_before_it_is_in_a_block_and_marked_as_no_promise(
     for rpc in [anvil.ws(), anvil.http()] {
         let dir = folder(&["pending-transactions", "native-transfers"]);
         let process = Process::start(dir.path(), &config(&rpc, bob)).await;
-        process.until_at(&chain.hash(chain.head().await).await.to_string()).await;
+        both_at(&process, &chain).await;
         // Until the node has been asked to tell, it tells nobody.
         let sent = Mutex::new(BTreeSet::new());
         let feed = || process.feed("pending-transactions.transactions");
@@ -96,7 +106,7 @@ async fn a_transaction_is_told_before_it_is_in_a_block_and_marked_as_no_promise(
         // Included, it is told by those who speak of blocks, and a pending one says nothing more.
         let before = told.len();
         chain.mine(1).await;
-        process.until_at(&chain.hash(chain.head().await).await.to_string()).await;
+        both_at(&process, &chain).await;
         until("the transfers in the block", || async {
             let moved = process.feed("native-transfers.transfers").await;
             moved.iter().any(|item| item["data"]["tx"] == json!(last)).then_some(())
@@ -106,7 +116,7 @@ async fn a_transaction_is_told_before_it_is_in_a_block_and_marked_as_no_promise(
         until("what leaves at once", || async { (lines(dir.path().join("now.ndjson")).len() == before).then_some(()) })
             .await;
         chain.mine(2).await;
-        process.until_at(&chain.hash(chain.head().await).await.to_string()).await;
+        both_at(&process, &chain).await;
         assert_eq!(lines(dir.path().join("later.ndjson")), Vec::<Value>::new(), "nothing of it is ever confirmed");
         let table = rusqlite::Connection::open(dir.path().join("table.db")).unwrap();
         let mut tables = table.prepare("SELECT name FROM sqlite_master WHERE type = 'table'").unwrap();
@@ -147,7 +157,7 @@ async fn one_that_a_plugin_cannot_bear_hides_no_other_and_stops_no_block() {
     put(&dir.path().join("plugins"), "odd.wasm", &hostile(r#"{"name":"odd","mode":"odd-pending"}"#));
     let config = format!("[chain.local]\nrpc = {:?}\npoll_ms = 50\nstart = 0\n", anvil.ws());
     let process = Process::start(dir.path(), &config).await;
-    process.until_at(&chain.hash(0).await.to_string()).await;
+    both_at(&process, &chain).await;
     let told = || async {
         let values = process.feed("odd.one").await.into_iter();
         values.map(|item| item["data"]["value"].as_str().unwrap().parse::<u64>().unwrap()).collect::<BTreeSet<_>>()
@@ -164,10 +174,6 @@ async fn one_that_a_plugin_cannot_bear_hides_no_other_and_stops_no_block() {
     until("every one that it can bear", || async { told().await.is_superset(&wanted).then_some(()) }).await;
     assert!(told().await.iter().all(|value| value % 2 == 0));
     chain.mine(1).await;
-    let tip = chain.hash(chain.head().await).await.to_string();
-    process.until_at(&tip).await;
-    let status = process.status().await.unwrap();
-    let odd = status["plugins"].as_array().unwrap().iter().find(|p| p["name"] == "odd").unwrap();
-    assert_eq!(odd["chains"][0]["cursor"]["hash"], json!(tip), "{odd}");
+    both_at(&process, &chain).await;
     process.terminate().await;
 }

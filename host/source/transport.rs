@@ -51,6 +51,9 @@ const BATCH_MOST: usize = 64;
 /// Where there are no batches, so many calls at a time instead.
 const SIDE_BY_SIDE: usize = 32;
 
+/// Notifications that wait for us. Of a mempool, hundreds may come at once.
+const UNHEARD_MOST: usize = 4096;
+
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MOST: Duration = Duration::from_secs(10);
 const AGAIN_AFTER: Duration = Duration::from_millis(50);
@@ -325,6 +328,9 @@ impl Provider {
     /// `what`: the parameters of `eth_subscribe`.
     pub async fn subscribe(&self, what: Value) -> Result<RawSubscription, Fail> {
         let client = self.client().await?;
+        if let Some(frontend) = client.pubsub_frontend() {
+            frontend.set_channel_size(UNHEARD_MOST);
+        }
         let id = self.ask(&client, "eth_subscribe", &what).await?;
         let id: B256 =
             serde_json::from_str(id.get()).map_err(|e| Fail::Other(self.redact(&format!("eth_subscribe: {e}"))))?;
