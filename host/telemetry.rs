@@ -372,6 +372,7 @@ mod tests {
         deliveries(&output(), DeliveryOutcome::Dead).increment(1);
         plugin_reloads(plugin().as_str(), ReloadOutcome::RolledBack).increment(1);
         reorg(chain, 7);
+        pending_dropped(chain).increment(1);
         source_errors(chain, SourceErrorKind::False).increment(1);
         journal_commit_seconds().record(0.002);
         picture(&Status {

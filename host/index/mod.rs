@@ -945,7 +945,7 @@ mod tests {
                             batch::encode_transaction(&block.transactions[i as usize], &[], &mut alone);
                         }
                         EventPosition::Transfer(i) => batch::encode_transfer(&block.transfers[i as usize], &[], &mut alone),
-                        EventPosition::Block => unreachable!("the block's own record is told apart"),
+                        EventPosition::Block | EventPosition::Pending(_) => unreachable!("no event of a block"),
                     }
                     // Sets that it is in stand behind.
                     let without = usize::from(u16::from_le_bytes([alone[6], alone[7]]));

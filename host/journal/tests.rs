@@ -238,6 +238,7 @@ fn net(journal: &dyn Journal, tracks: &[TrackId]) -> Vec<(BlockRef, u32, Vec<u8>
         for e in journal.entries(*track, 0, 100_000, None).unwrap().1 {
             match e.op {
                 Op::Apply => assert!(held.insert(e.emission.0, e).is_none(), "applied twice"),
+                Op::Pending => unreachable!("nothing here is pending"),
                 Op::Retract => assert_eq!(held.remove(&e.emission.0).expect("it was applied").payload, e.payload),
             }
         }
@@ -440,6 +441,41 @@ fn big_step(id: ConsumerId, tracks: &[TrackId], from: Option<BlockRef>, bytes: u
     let mut step = Step { consumer: id, from, ..process(at, &State::new(), tracks, 0) };
     step.state.push((b"big".to_vec(), Some(vec![7; bytes])));
     step
+}
+
+#[tokio::test]
+async fn what_is_pending_stays_when_the_block_that_it_was_told_at_is_undone() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = SqliteJournal::open(&folder.path().join("journal.db")).unwrap();
+    let (id, tracks) = consumer(&*journal, "a", 1).await;
+    let entry = |at: BlockRef, position| NewEntry {
+        track: tracks[0],
+        emission: EmissionId::of(CHAIN, &at.hash, position, &stream(tracks[0]), 0, 0),
+        block: at,
+        position,
+        ordinal: 0,
+        lane_key: String::new(),
+        content_type: ContentType::Json,
+        payload: b"1".to_vec(),
+    };
+    let (below, at) = (block(9, 0), block(10, 0));
+    let of = |from, cursor: BlockRef, entries| Step {
+        consumer: id,
+        from,
+        state: vec![],
+        entries,
+        ..process(cursor, &State::new(), &tracks, 0)
+    };
+    journal.commit(Write::Step(of(None, below, vec![]))).await.unwrap();
+    journal.commit(Write::Step(of(Some(below), at, vec![entry(at, EventPosition::Log(0))]))).await.unwrap();
+    let told = of(Some(at), at, vec![entry(at, EventPosition::Pending(0))]);
+    journal.commit(Write::Step(Step { aside: true, ..told })).await.unwrap();
+    let undone = journal.commit(Write::Undo { consumer: id, from: at, to: below }).await.unwrap();
+    assert_eq!(undone.retracted, 1);
+    let entries = journal.entries(tracks[0], 0, 10, None).unwrap().1;
+    let said: Vec<(Op, bool)> = entries.iter().map(|e| (e.op, e.retracted.is_some())).collect();
+    assert_eq!(said, [(Op::Apply, true), (Op::Pending, false), (Op::Retract, true)]);
+    assert_eq!(entries[1].position, EventPosition::Pending(0));
 }
 
 #[tokio::test]
