@@ -25,4 +25,5 @@ mod sets;
 mod simulation;
 mod sinks;
 mod source;
+mod traces;
 mod verify;

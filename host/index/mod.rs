@@ -558,12 +558,13 @@ fn wanted(asked: &[Asked]) -> Wanted {
         (!s.topics[0].is_empty() && !s.has_set(Place::Topic(0)))
             .then(|| s.topics[0].iter().copied().chain(makes).collect())
     }));
-    let transactions = of(EventKind::Transaction).next().is_some();
+    let transfers = asked.iter().any(|a| a.subscription.is_traced());
+    let transactions = transfers || of(EventKind::Transaction).next().is_some();
     Wanted {
         blocks: of(EventKind::Block).next().is_some(),
         transactions,
         receipts: transactions,
-        transfers: of(EventKind::Transfer).chain(of(EventKind::Creation)).next().is_some(),
+        transfers,
         pending: of(EventKind::Pending).next().is_some(),
         logs: of(EventKind::Log).next().is_some(),
         addresses,

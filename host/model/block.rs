@@ -148,7 +148,8 @@ pub struct Wanted {
     pub transactions: bool,
     /// Status, gas used and created contracts of transactions.
     pub receipts: bool,
-    /// Transfers and creations, from the node's tracer.
+    /// Transfers and creations, for somebody. What a source is asked for is told apart: its node may have no tracer, and who
+    /// wants nothing of it must not wait for it. The transactions and receipts are wanted with it, to hold it to them.
     pub transfers: bool,
     /// Transactions that are in no block yet: of none of what follows.
     pub pending: bool,
@@ -177,7 +178,6 @@ impl Wanted {
         }
         (self.transactions || !need.transactions)
             && (self.receipts || !need.receipts)
-            && (self.transfers || !need.transfers)
             && (!need.logs
                 || (self.logs && within(&self.addresses, &need.addresses) && within(&self.topic0, &need.topic0)))
     }

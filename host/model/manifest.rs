@@ -91,6 +91,11 @@ impl Subscription {
         }
     }
 
+    /// Of what a node's tracer alone can tell.
+    pub fn is_traced(&self) -> bool {
+        matches!(self.kind, EventKind::Transfer | EventKind::Creation)
+    }
+
     pub fn on(&self, chain: ChainId) -> bool {
         self.chains.is_empty() || self.chains.contains(&chain)
     }

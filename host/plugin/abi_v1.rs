@@ -490,14 +490,6 @@ fn subscription(said: processor::Subscription) -> Result<Subscription, String> {
         || s.factory.is_some()
         || !s.decode.is_empty();
     let of_moves = !s.senders.is_empty() || !s.receivers.is_empty() || s.sets.iter().any(|(place, _)| !in_log(*place));
-    // The boundary has them; nothing fills them yet. Taken all the same, they would be silence where there are events.
-    if matches!(kind, EventKind::Transfer | EventKind::Creation) {
-        return Err(
-            "this version of the host cannot tell of transfers and creations inside of transactions: subscribe to \
-                    transactions"
-                .into(),
-        );
-    }
     if of_logs && kind != EventKind::Log {
         return Err("addresses, topics, factory and decode are conditions on logs".into());
     }

@@ -342,7 +342,6 @@ mod tests {
             ("bad-address", "19 bytes"),
             ("bad-topic", "31 bytes"),
             ("five-topics", "5 lists of topics"),
-            ("wants-transfers", "cannot tell of transfers"),
             ("bad-abi", "not an event in human-readable ABI"),
             ("bad-set", "is not a name"),
             ("wrong-kind", "conditions on logs"),

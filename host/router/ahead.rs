@@ -12,12 +12,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
+use futures::{FutureExt, StreamExt, TryStreamExt};
+use tokio::sync::OnceCell;
 
 use super::blocks::Plan;
 use crate::index::Matched;
-use crate::model::{Block, BlockRef, Wanted};
+use crate::model::{Block, BlockRef, Transfer, Wanted};
 use crate::source::{Range, ReadError, Source};
 
 /// Ranges that are being read at a time.
@@ -29,6 +30,8 @@ const BLOCKS_LEAST: u64 = 16;
 const BLOCKS_MOST: u64 = 512;
 /// No source is asked for more at once.
 const RANGE_BLOCKS: u64 = 2_000;
+/// Blocks of one range whose traces are asked for: a node executes them anew.
+const TRACED_AT_ONCE: usize = 8;
 /// Nobody catches up any more: nothing is held.
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -46,8 +49,10 @@ struct Read {
     blocks: Vec<Block>,
     to: BlockRef,
     bytes: usize,
-    /// By the plan that matched them last.
-    matched: Mutex<Option<(u64, Arc<Vec<Arc<Matched>>>)>>,
+    /// What moved in each of them, once somebody asked.
+    transfers: OnceCell<Arc<Vec<Vec<Transfer>>>>,
+    /// By the plan that matched them last; and with what moved in them.
+    matched: [Mutex<Option<(u64, Arc<Vec<Arc<Matched>>>)>>; 2],
 }
 
 impl Piece {
@@ -88,6 +93,7 @@ impl Ahead {
         first: u64,
         last: u64,
         plan: &Arc<Plan>,
+        traced: bool,
     ) -> Result<(Vec<Arc<Matched>>, BlockRef), ReadError> {
         loop {
             let (from, reading) = self.reading(first, last, plan.index.wanted());
@@ -96,8 +102,9 @@ impl Ahead {
             if read.to.number < first {
                 continue;
             }
+            let transfers = if traced { Some(read.traced(&self.source).await?) } else { None };
             let (own, plan) = (read.clone(), plan.clone());
-            let matched = tokio::task::spawn_blocking(move || own.matched(&plan));
+            let matched = tokio::task::spawn_blocking(move || own.matched(&plan, transfers));
             let matched =
                 matched.await.map_err(|e| ReadError::Again { why: format!("matching panicked: {e}"), after: None })?;
             let ours = matched.iter().filter(|m| m.at.number >= first).cloned();
@@ -170,17 +177,36 @@ impl Ahead {
 }
 
 impl Read {
-    fn matched(&self, plan: &Plan) -> Arc<Vec<Arc<Matched>>> {
-        let mut matched = self.matched.lock().unwrap_or_else(PoisonError::into_inner);
+    async fn traced(&self, source: &Arc<dyn Source>) -> Result<Arc<Vec<Vec<Transfer>>>, ReadError> {
+        let all = || async { Ok(Arc::new(traces(source, &self.blocks).await?)) };
+        self.transfers.get_or_try_init(all).await.cloned()
+    }
+
+    fn matched(&self, plan: &Plan, transfers: Option<Arc<Vec<Vec<Transfer>>>>) -> Arc<Vec<Arc<Matched>>> {
+        let slot = &self.matched[usize::from(transfers.is_some())];
+        let mut matched = slot.lock().unwrap_or_else(PoisonError::into_inner);
         match &*matched {
             Some((generation, blocks)) if *generation == plan.generation => blocks.clone(),
             _ => {
-                let blocks = Arc::new(self.blocks.iter().map(|block| Arc::new(plan.match_block(block))).collect());
+                let one = |(i, block): (usize, &Block)| match &transfers {
+                    None => Arc::new(plan.match_block(block)),
+                    Some(transfers) => {
+                        let transfers = transfers[i].clone();
+                        Arc::new(plan.match_block(&Block { transfers, ..block.clone() }))
+                    }
+                };
+                let blocks = Arc::new(self.blocks.iter().enumerate().map(one).collect());
                 *matched = Some((plan.generation, Arc::clone(&blocks)));
                 blocks
             }
         }
     }
+}
+
+/// What moved in each of some blocks, some of them asked for at a time.
+pub async fn traces(source: &Arc<dyn Source>, blocks: &[Block]) -> Result<Vec<Vec<Transfer>>, ReadError> {
+    let asked = blocks.iter().map(|block| source.transfers(Arc::new(block.clone())));
+    futures::stream::iter(asked.collect::<Vec<_>>()).buffered(TRACED_AT_ONCE).try_collect().await
 }
 
 /// One answer of a source for final blocks: from the first on, and of nothing that was not asked for.
@@ -215,5 +241,5 @@ async fn read(source: Arc<dyn Source>, first: u64, end: u64, wanted: Wanted) -> 
             break range.to;
         }
     };
-    Ok(Arc::new(Read { blocks, to, bytes: size, matched: Mutex::default() }))
+    Ok(Arc::new(Read { blocks, to, bytes: size, transfers: OnceCell::new(), matched: Default::default() }))
 }

@@ -37,9 +37,12 @@ struct Held {
     matched: Option<(u64, Arc<Matched>)>,
 }
 
+/// By hash, and whether with what the node's tracer tells.
+type Slots = HashMap<(B256, bool), Arc<tokio::sync::Mutex<Held>>>;
+
 pub struct Blocks {
     source: Arc<dyn Source>,
-    held: Mutex<(HashMap<B256, Arc<tokio::sync::Mutex<Held>>>, VecDeque<B256>)>,
+    held: Mutex<(Slots, VecDeque<(B256, bool)>)>,
 }
 
 impl Blocks {
@@ -47,9 +50,10 @@ impl Blocks {
         Self { source, held: Mutex::default() }
     }
 
-    /// A block, matched against the plan. Whoever comes first fetches; the others wait for it.
-    pub async fn matched(&self, at: &BlockRef, plan: &Plan) -> Result<Arc<Matched>, ReadError> {
-        let held = self.slot(at);
+    /// A block, matched against the plan. Whoever comes first fetches; the others wait for it. What moved in it is asked for
+    /// where it is `traced`: whoever wants nothing of that does not wait for it, and has all else that there is.
+    pub async fn matched(&self, at: &BlockRef, plan: &Plan, traced: bool) -> Result<Arc<Matched>, ReadError> {
+        let held = self.slot(at, traced);
         let mut held = held.lock().await;
         if let Some((generation, matched)) = &held.matched
             && *generation == plan.generation
@@ -59,26 +63,43 @@ impl Blocks {
         let wanted = plan.index.wanted();
         let block = match &held.block {
             Some((block, fetched)) if fetched.covers(wanted) => block.clone(),
-            _ => {
-                let block = Arc::new(self.source.block(at, wanted).await?);
-                held.block = Some((block.clone(), wanted.clone()));
-                block
+            _ if traced => {
+                let mut block = Block::clone(&*self.fetched(at, wanted).await?);
+                block.transfers = self.source.transfers(Arc::new(block.clone())).await?;
+                Arc::new(block)
             }
+            _ => Arc::new(self.source.block(at, wanted).await?),
         };
+        held.block = Some((block.clone(), wanted.clone()));
         let matched = Arc::new(plan.match_block(&block));
         held.matched = Some((plan.generation, matched.clone()));
         Ok(matched)
     }
 
-    fn slot(&self, at: &BlockRef) -> Arc<tokio::sync::Mutex<Held>> {
+    /// Without what the tracer tells.
+    async fn fetched(&self, at: &BlockRef, wanted: &Wanted) -> Result<Arc<Block>, ReadError> {
+        let held = self.slot(at, false);
+        let mut held = held.lock().await;
+        match &held.block {
+            Some((block, fetched)) if fetched.covers(wanted) => Ok(block.clone()),
+            _ => {
+                let block = Arc::new(self.source.block(at, wanted).await?);
+                held.block = Some((block.clone(), wanted.clone()));
+                Ok(block)
+            }
+        }
+    }
+
+    fn slot(&self, at: &BlockRef, traced: bool) -> Arc<tokio::sync::Mutex<Held>> {
         let mut held = self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let (map, order) = &mut *held;
-        if let Some(slot) = map.get(&at.hash) {
+        let key = (at.hash, traced);
+        if let Some(slot) = map.get(&key) {
             return slot.clone();
         }
         let slot = Arc::<tokio::sync::Mutex<Held>>::default();
-        map.insert(at.hash, slot.clone());
-        order.push_back(at.hash);
+        map.insert(key, slot.clone());
+        order.push_back(key);
         if order.len() > HELD
             && let Some(oldest) = order.pop_front()
         {
@@ -91,8 +112,8 @@ impl Blocks {
     pub fn recent(&self, wanted: &Wanted, most: usize) -> Vec<Arc<Block>> {
         let held = self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let (map, order) = &*held;
-        let newest_first = order.iter().rev().filter_map(|hash| {
-            let held = map.get(hash)?.try_lock().ok()?;
+        let newest_first = order.iter().rev().filter_map(|key| {
+            let held = map.get(key)?.try_lock().ok()?;
             let (block, fetched) = held.block.as_ref()?;
             fetched.covers(wanted).then(|| block.clone())
         });

@@ -49,7 +49,11 @@ pub fn left(desk: &Desk) -> Result<Vec<CatchUp>, Failed> {
 pub async fn step(desk: &Desk, kit: &mut Kit, cursor: BlockRef) -> Result<Done, Failed> {
     let Some(todo) = kit.catch_ups.as_ref().and_then(|all| all.first()).copied() else { return Ok(Done::default()) };
     let last = todo.last.min(desk.finalized);
-    let range = ahead::range(&*desk.source, todo.next, last, desk.plan.index.wanted()).await?;
+    let mut range = ahead::range(&*desk.source, todo.next, last, desk.plan.index.wanted()).await?;
+    if desk.traced {
+        let moved = ahead::traces(&desk.source, &range.blocks).await?;
+        range.blocks.iter_mut().zip(moved).for_each(|(block, moved)| block.transfers = moved);
+    }
     let after = range.to.number + 1;
     let (plan, chain) = (desk.plan.clone(), desk.chain);
     let before = EditId(todo.edit.0.saturating_sub(1));

@@ -149,6 +149,7 @@ impl Router {
             subscriber: consumer.subscriber,
             factories: consumer.factories.clone(),
             sets: consumer.sets.clone(),
+            traced: plugin.candidate.manifest.subscriptions.iter().any(|s| s.on(id) && s.is_traced()),
             state_version: plugin.candidate.manifest.state_version,
             tracks: consumer.tracks.clone(),
             turns: self.turns.clone(),

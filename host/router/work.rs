@@ -36,6 +36,8 @@ pub struct Desk {
     /// Of its subscriptions on this chain.
     pub factories: Arc<Vec<Factory>>,
     pub sets: Arc<Vec<SetName>>,
+    /// It asks for what the node's tracer alone can tell.
+    pub traced: bool,
     pub state_version: u32,
     /// In the order of the manifest's streams.
     pub tracks: Arc<Vec<(TrackId, StreamId)>>,
@@ -158,13 +160,13 @@ pub async fn pass(desk: &Desk, from: Option<BlockRef>, to: u64) -> Result<Done, 
 
 /// One block that may be orphaned.
 pub async fn live(desk: &Desk, kit: &mut Kit, from: Option<BlockRef>, at: BlockRef) -> Result<Done, Failed> {
-    let matched = desk.blocks.matched(&at, &desk.plan).await?;
+    let matched = desk.blocks.matched(&at, &desk.plan, desk.traced).await?;
     step(desk, kit, from, at, true, vec![matched]).await
 }
 
 /// Final blocks: one step for many.
 pub async fn range(desk: &Desk, kit: &mut Kit, from: Option<BlockRef>, first: u64, last: u64) -> Result<Done, Failed> {
-    let (matched, to) = desk.ahead.matched(first, last, &desk.plan).await?;
+    let (matched, to) = desk.ahead.matched(first, last, &desk.plan, desk.traced).await?;
     step(desk, kit, from, to, false, matched).await
 }
 

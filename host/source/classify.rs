@@ -132,7 +132,8 @@ const NO_TAG: &[&str] = &[
 
 /// Reads a JSON-RPC error (or the text of an HTTP error, with code 0).
 pub fn classify(method: &str, code: i64, message: &str) -> Asks {
-    let text = message.to_lowercase();
+    // The method's own name says nothing: "trace_block does not exist" is of no block.
+    let text = message.to_lowercase().replace(&method.to_lowercase(), "it");
     let says = |list: &[&str]| list.iter().any(|w| text.contains(w));
     let by_tag = method == "eth_getBlockByNumber";
     if code == 429 || says(RATE) {
@@ -247,6 +248,7 @@ mod tests {
             ("bsc", L, -32000, "exceed maximum block range: 5000", Less(Some(Span(5000)))),
             ("bsc public", L, -32005, "limit exceeded", Less(None)),
             ("geth", R, -32601, "the method eth_getBlockReceipts does not exist/is not available", NoMethod),
+            ("geth", "trace_block", -32000, "the method trace_block does not exist/is not available", NoMethod),
             ("geth", N, -32602, "invalid argument 0: hex string without 0x prefix", NoTag),
             ("geth", N, -39001, "finalized block not found", Unknown),
             ("erigon", L, -32000, "query block range exceeds server limit", Less(None)),

@@ -46,8 +46,17 @@ pub(super) enum Kind {
     Header,
     /// One block with all that is wanted of it.
     Block,
-    /// Many blocks: no usual time, never asked of two.
+    /// What a block's execution did: it may take long.
+    Trace,
+    /// Many blocks.
     Range,
+}
+
+impl Kind {
+    /// No usual time, never asked of two.
+    pub fn is_long(self) -> bool {
+        matches!(self, Self::Trace | Self::Range)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,7 +115,7 @@ pub(super) struct Health {
     told: BTreeMap<u64, (B256, Instant)>,
     /// When it last told its head, or failed to.
     pub asked: Option<Instant>,
-    times: [Times; 3],
+    times: [Times; 4],
 }
 
 impl Health {
@@ -152,14 +161,14 @@ impl Health {
     }
 
     pub fn took(&mut self, kind: Kind, took: Duration) {
-        if kind != Kind::Range {
+        if !kind.is_long() {
             self.times[kind as usize].add(took);
         }
     }
 
     /// When an answer is late: its own usual time and some more.
     pub fn late(&self, kind: Kind) -> Duration {
-        let usual = if kind == Kind::Range { None } else { self.times[kind as usize].usual() };
+        let usual = if kind.is_long() { None } else { self.times[kind as usize].usual() };
         usual.unwrap_or(USUAL_UNKNOWN).mul_f64(1.25)
     }
 

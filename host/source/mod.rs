@@ -19,7 +19,9 @@ pub mod recorded;
 pub mod rpc;
 mod rpc_pending;
 mod rpc_range;
+mod rpc_traces;
 mod rpc_watch;
+pub mod traces;
 mod transport;
 pub mod wire;
 
@@ -31,7 +33,7 @@ use alloy_primitives::B256;
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 
-use crate::model::{Block, BlockRef, ChainId, ProviderStatus, Transaction, Wanted};
+use crate::model::{Block, BlockRef, ChainId, ProviderStatus, Transaction, Transfer, Wanted};
 
 /// Why a read did not succeed, named by what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -88,6 +90,15 @@ pub trait Source: Send + Sync + 'static {
     /// Returns when the head may have changed. A hint: it may come late, twice, or for nothing, but a
     /// source returns from here at least once in its polling interval.
     async fn changed(&self);
+
+    /// Native value that moved in a block, and contracts that were created, in the order of execution; of a block that was
+    /// fetched with all of its transactions and their receipts.
+    async fn transfers(&self, block: Arc<Block>) -> Result<Vec<Transfer>, ReadError> {
+        let _ = block;
+        Err(ReadError::Halt {
+            why: "this source cannot tell of transfers and creations inside of transactions: a node that can trace is needed".into(),
+        })
+    }
 
     /// Transactions that are in no block yet, as they come, until the receiver is dropped. A hint: of each it is proven who signed it,
     /// and no more; it may be told twice or never. `None` where this source cannot tell.

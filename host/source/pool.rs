@@ -135,7 +135,7 @@ impl Pool {
     ) -> Result<T, Fail> {
         let importance = match kind {
             Kind::Head => Importance::Head,
-            Kind::Header | Kind::Block => Importance::Live,
+            Kind::Header | Kind::Block | Kind::Trace => Importance::Live,
             Kind::Range => Importance::Backfill,
         };
         let (order, mut well) = self.order();
@@ -166,12 +166,12 @@ impl Pool {
             if begin && let Some(i) = next.pop_front() {
                 begin = false;
                 let others = well.saturating_sub(1);
-                running.push(start(i, kind == Kind::Range || next.is_empty(), others > 0 && well > 0));
+                running.push(start(i, kind.is_long() || next.is_empty(), others > 0 && well > 0));
                 under_way.push((i, Instant::now()));
                 well = others;
                 // Only a well one is worth asking the same.
                 let late = self.healths()[i].late(kind).clamp(LATE_LEAST, LATE_MOST);
-                late_at = (kind != Kind::Range && well > 0).then(|| tokio::time::Instant::now() + late);
+                late_at = (!kind.is_long() && well > 0).then(|| tokio::time::Instant::now() + late);
             }
             if running.is_empty() {
                 return Err(worst.unwrap_or_else(|| Fail::Dead("no provider".into())));

@@ -26,7 +26,7 @@ use super::record::Line;
 use super::transport::{Endpoint, Fail, Provider, Setting};
 use super::wire::{self, Parts, Trouble, WireBlock};
 use super::{Kind, Open, Range, ReadError, Source, Tag};
-use crate::model::{Block, BlockRef, ChainId, ProviderStatus, Transaction, Wanted};
+use crate::model::{Block, BlockRef, ChainId, ProviderStatus, Transaction, Transfer, Wanted};
 use crate::proof::Quirks;
 
 pub const KIND: Kind = Kind {
@@ -685,6 +685,17 @@ impl Source for Rpc {
             self.inner.known_to_enough(found).await?;
         }
         Ok(found)
+    }
+
+    async fn transfers(&self, block: Arc<Block>) -> Result<Vec<Transfer>, ReadError> {
+        let ask = {
+            let block = block.clone();
+            move |inner: Arc<Inner>, ep: Arc<Endpoint>| {
+                let block = block.clone();
+                async move { inner.transfers(&ep, &block).await }.boxed()
+            }
+        };
+        self.inner.with(Question::Trace, format!("the traces of {}", block.at()), ask).await
     }
 
     fn pending(&self) -> Option<mpsc::Receiver<Transaction>> {

@@ -170,7 +170,7 @@ impl Inner {
     async fn at_once(&self, ep: &Endpoint, number: u64, wanted: &Wanted) -> Result<Block, Fail> {
         let place = Place::Number(number);
         let receipts = wanted.receipts || (wanted.logs && self.proves_logs());
-        if !receipts || wanted.transfers || self.quirks.may_state_sync(number) {
+        if !receipts || self.quirks.may_state_sync(number) {
             return self.whole(ep, place, wanted).await;
         }
         let both = patiently(|| async {

@@ -94,6 +94,8 @@ pub(super) struct Provider {
     pub requests: AtomicU64,
     pub errors: AtomicU64,
     pub no_block_receipts: AtomicBool,
+    /// It has no `debug_traceBlockByHash`, and is asked for `trace_block`.
+    pub no_call_tracer: AtomicBool,
     /// Calls in one request; 1 where it takes no batches.
     batch: AtomicUsize,
 }
@@ -150,6 +152,7 @@ impl Provider {
             requests: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             no_block_receipts: AtomicBool::new(false),
+            no_call_tracer: AtomicBool::new(false),
             batch: AtomicUsize::new(BATCH_MOST),
         })
     }

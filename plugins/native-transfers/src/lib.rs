@@ -14,6 +14,9 @@ pub struct NativeTransfers {
     /// Only values of this many wei, or more.
     #[default(U256::from(1))]
     min: U256,
+    /// What contracts move among themselves too: the node must be able to trace.
+    #[default]
+    internal: bool,
 }
 
 /// Value moved by a transaction, in wei.
@@ -27,23 +30,36 @@ pub struct Moved {
     tx_index: u32,
 }
 
-/// Emits the value that successful transactions move. What contracts move among themselves is not in it.
+/// Emits the value that successful transactions move; what contracts move among themselves where `internal` asks for it.
 #[plugin(streams(Moved))]
 impl NativeTransfers {
-    fn wanted(&self) -> Vec<Subscription> {
-        let successful = Subscription::transactions().success(true);
+    /// A party may be on either side. A contract in creation has no `to` yet, and is found by its creator alone.
+    fn sides(&self, all: Subscription) -> Vec<Subscription> {
         if self.parties.is_empty() && self.parties_set.is_none() {
-            return vec![successful];
+            return vec![all];
         }
         let with_set = |side: Subscription, place| self.parties_set.iter().fold(side, |side, set| side.set(place, set));
-        // A party may be on either side. A contract in creation has no `to` yet, and is found by its creator alone.
         vec![
-            with_set(successful.clone().senders(&self.parties), Place::Sender),
-            with_set(successful.receivers(&self.parties), Place::Receiver),
+            with_set(all.clone().senders(&self.parties), Place::Sender),
+            with_set(all.receivers(&self.parties), Place::Receiver),
         ]
     }
 
-    #[transaction(subscribe = self.wanted())]
+    fn transactions(&self) -> Vec<Subscription> {
+        if self.internal { vec![] } else { self.sides(Subscription::transactions().success(true)) }
+    }
+
+    fn transfers(&self) -> Vec<Subscription> {
+        if self.internal { self.sides(Subscription::transfers().min_value(self.min)) } else { vec![] }
+    }
+
+    /// A transaction's own value is among them.
+    #[transfer(subscribe = self.transfers())]
+    fn transfer(&self, t: &TransferView, out: &mut Out<Self>) -> Result {
+        out.emit(&Moved { from: t.from(), to: t.to(), value: t.value(), tx: *t.tx_hash(), tx_index: t.tx_index() })
+    }
+
+    #[transaction(subscribe = self.transactions())]
     fn transaction(&self, tx: &TransactionView, out: &mut Out<Self>) -> Result {
         let value = tx.value();
         if value.is_zero() || value < self.min {

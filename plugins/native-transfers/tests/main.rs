@@ -62,3 +62,14 @@ fn the_emissions_are_those_of_the_golden_file() {
     assert_eq!(emissions, Tester::<NativeTransfers>::new().events_per_call(1).blocks(&blocks));
     golden("tests/golden.ndjson", &emissions);
 }
+
+#[test]
+fn internal_transfers_are_emitted_where_they_are_asked_for() {
+    let paid = pay(ALICE, BOB, 5).transfer(BOB, CAROL, U256::from(3)).transfer(BOB, ALICE, U256::from(1));
+    let block = Block::new(1).tx(paid);
+    assert_eq!(values("{}", &block), ["5"]);
+    // What a test's transaction moves itself is told by the trace as well, which a test says itself.
+    assert_eq!(values(r#"{"internal": true}"#, &block), ["3", "1"]);
+    assert_eq!(values(&json!({"internal": true, "parties": [CAROL]}).to_string(), &block), ["3"]);
+    assert_eq!(values(r#"{"internal": true, "min": "2"}"#, &block), ["3"]);
+}

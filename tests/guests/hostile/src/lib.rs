@@ -245,7 +245,6 @@ impl Guest for Hostile {
             "two-alike" => manifest.streams[1].name = "one".into(),
             "bad-address" => manifest.subscriptions[2].addresses.push(vec![0; 19]),
             "bad-topic" => manifest.subscriptions[2].topics.push(vec![vec![0; 31]]),
-            "wants-transfers" => manifest.subscriptions[0].kind = EventKind::Transfer,
             "bad-abi" => manifest.subscriptions[2].decode.push("event A(".into()),
             "bad-set" => manifest.subscriptions[2].sets.push(InSet { place: Place::Topic1, name: "No Name".into() }),
             "five-topics" => manifest.subscriptions[2].topics = vec![vec![]; 5],
