@@ -35,14 +35,35 @@ pub fn init(config: &LogConfig) -> Result<(), String> {
     let filter = parsed.map_err(|e| {
         format!("{from} = \"{filter}\" is not a log filter ({e}); write for example info or chainweir=debug,info")
     })?;
+    // With a terminal, bars are taken away for each line, and drawn anew below it.
+    let lines = || Lines { above_bars: std::io::stderr().is_terminal() };
     // A log that cannot be written (its disk is full, its reader is gone) is lost; saying so on stderr would panic.
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines).log_internal_errors(false);
     match config.format {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     }
     .map_err(|e| format!("logging could not be started: {e}"))
+}
+
+/// Where progress is drawn on a terminal: below the log.
+pub fn bars() -> &'static indicatif::MultiProgress {
+    static BARS: OnceLock<indicatif::MultiProgress> = OnceLock::new();
+    BARS.get_or_init(indicatif::MultiProgress::new)
+}
+
+struct Lines {
+    above_bars: bool,
+}
+
+impl std::io::Write for Lines {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        let write = || std::io::stderr().write(line);
+        if self.above_bars { bars().suspend(write) } else { write() }
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
 }
 
 /// Most scrapers ask every 15 to 60 seconds.

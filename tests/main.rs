@@ -16,6 +16,7 @@ mod isolation;
 mod journal;
 mod outages;
 mod pending;
+mod progress;
 mod providers;
 mod recorded;
 mod reload;

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::Trouble;
 use crate::config::{Config, LogConfig};
-use crate::model::{ConsumerStatus, Status};
+use crate::model::{CatchingUp, ConsumerStatus, Status};
 use crate::router::{self, handle::Handle};
 use crate::source::Source;
 use crate::{serve, telemetry};
@@ -138,16 +138,19 @@ impl Signals {
     }
 }
 
-/// Plugins that catch up, as `(plugin on chain, at, of)`.
-fn catching_up(status: &Status) -> Vec<(String, u64, u64)> {
-    let mut all = vec![];
-    for plugin in &status.plugins {
-        for on in plugin.chains.iter().filter(|on| on.state == "catching-up") {
-            let at = on.cursor.as_ref().map_or(0, |block| block.number);
-            all.push((format!("{} on {}", plugin.name, on.chain), at, at + on.lag_blocks.unwrap_or(0)));
-        }
-    }
-    all
+/// Fewer blocks than these are read before a bar is seen.
+const WORTH_A_BAR: u64 = 1_000;
+
+/// Plugins that have long to catch up, with how far they are.
+fn catching_up(status: &Status) -> Vec<(String, u64, CatchingUp)> {
+    let on = status.plugins.iter().flat_map(|plugin| plugin.chains.iter().map(move |on| (plugin, on)));
+    let far = on.filter_map(|(plugin, on)| {
+        let progress =
+            on.catching_up.clone().filter(|progress| progress.to - progress.from.min(progress.to) > WORTH_A_BAR)?;
+        let at = on.cursor.as_ref().map_or(progress.from, |block| block.number);
+        Some((format!("{} on {}", plugin.name, on.chain), at, progress))
+    });
+    far.collect()
 }
 
 /// Shows how far plugins that catch up have come: bars on a terminal, a line now and then elsewhere. Ends with
@@ -156,29 +159,27 @@ pub async fn show_progress(handle: Handle) {
     /// A line of the plain form; a bar moves ten times as often.
     const LINE_EVERY: Duration = Duration::from_secs(10);
     let terminal = std::io::stderr().is_terminal();
-    let bars = indicatif::MultiProgress::new();
-    let mut shown: std::collections::BTreeMap<String, (indicatif::ProgressBar, u64)> = Default::default();
+    let mut shown: std::collections::BTreeMap<String, indicatif::ProgressBar> = Default::default();
     let mut tick = tokio::time::interval(if terminal { LINE_EVERY / 50 } else { LINE_EVERY });
     let mut status = handle.status.clone();
     while status.has_changed().is_ok() {
         tick.tick().await;
         let now = catching_up(&status.borrow_and_update().clone());
-        for (name, at, of) in &now {
+        for (name, at, progress) in &now {
             if !terminal {
-                tracing::info!(at, of, "{name} catches up");
+                tracing::info!(at, of = progress.to, "{name} catches up: {progress}");
                 continue;
             }
-            let (bar, begin) = shown.entry(name.clone()).or_insert_with(|| {
-                let bar = bars.add(indicatif::ProgressBar::new(1).with_message(name.clone()));
-                let style =
-                    indicatif::ProgressStyle::with_template("{msg}  {wide_bar}  {pos}/{len} blocks, {eta} left");
-                bar.set_style(style.expect("the template is sound"));
-                (bar, *at)
+            let bar = shown.entry(name.clone()).or_insert_with(|| {
+                let style = indicatif::ProgressStyle::with_template("{prefix}  {wide_bar}  {msg}");
+                let bar = indicatif::ProgressBar::new(1).with_style(style.expect("the template is sound"));
+                telemetry::bars().add(bar.with_prefix(name.clone()))
             });
-            bar.set_length(of.saturating_sub(*begin));
-            bar.set_position(at.saturating_sub(*begin));
+            bar.set_length(progress.to.saturating_sub(progress.from));
+            bar.set_position(at.saturating_sub(progress.from));
+            bar.set_message(format!("block {at} of {}, {progress}", progress.to));
         }
-        shown.retain(|name, (bar, _)| {
+        shown.retain(|name, bar| {
             let stays = now.iter().any(|(other, ..)| other == name);
             if !stays {
                 bar.finish_and_clear();

@@ -107,7 +107,8 @@ pub fn plugins(status: &Status) -> String {
             let at = on.cursor.as_ref().map_or("-".into(), |b| b.number.to_string());
             let lag = on.lag_blocks.map_or("-".into(), |n| n.to_string());
             let [events, emissions, faults] = [on.events, on.emissions, on.faults].map(|n| n.to_string());
-            let why = on.why.as_deref().unwrap_or_default();
+            let progress = on.catching_up.as_ref().map(ToString::to_string);
+            let why = on.why.as_deref().or(progress.as_deref()).unwrap_or_default();
             rows.push(row(&[
                 &plugin.name,
                 &plugin.version,

@@ -18,7 +18,7 @@ pub use emission::{ContentType, Delivery, Emission, Op, Outcome, When};
 pub use ids::{ChainId, DeliveryId, EmissionId, NameError, OutputName, PluginName, SetName, StreamId, StreamName};
 pub use manifest::{Child, EventKind, Factory, Manifest, Place, StreamSpec, Subscription};
 pub use status::{
-    BlockStatus, ChainStatus, ConsumerStatus, JournalStatus, OutputStatus, PluginStatus, ProviderStatus, RefusedFile,
-    Status,
+    BlockStatus, CatchingUp, ChainStatus, ConsumerStatus, JournalStatus, OutputStatus, PluginStatus, ProviderStatus,
+    RefusedFile, Status,
 };
 pub use watch::{Edit, EditId, Member};

@@ -91,6 +91,34 @@ pub struct PluginStatus {
     pub refused: Option<RefusedFile>,
 }
 
+/// Of a plugin that reads blocks of the past.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CatchingUp {
+    /// The block at which it began, and the one at which it joins the present.
+    pub from: u64,
+    pub to: u64,
+    pub percent: f64,
+    /// Over the last seconds; `None` in the first one.
+    pub blocks_per_second: Option<f64>,
+    /// At that rate; `None` where it stands still.
+    pub seconds_left: Option<u64>,
+}
+
+impl std::fmt::Display for CatchingUp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.1} %", self.percent)?;
+        if let Some(rate) = self.blocks_per_second {
+            write!(f, ", {rate:.0} blocks/s")?;
+        }
+        match self.seconds_left {
+            Some(left @ 0..=119) => write!(f, ", {left} s left"),
+            Some(left @ 120..=7_199) => write!(f, ", {} min left", left.div_ceil(60)),
+            Some(left) => write!(f, ", {} h left", left.div_ceil(3_600)),
+            None => Ok(()),
+        }
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ConsumerStatus {
     pub chain: String,
@@ -101,6 +129,7 @@ pub struct ConsumerStatus {
     pub retry_at: Option<u64>,
     pub cursor: Option<BlockStatus>,
     pub lag_blocks: Option<u64>,
+    pub catching_up: Option<CatchingUp>,
     pub events: u64,
     pub emissions: u64,
     pub faults: u64,

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::catch_up;
 use super::next::{Next, Place, next};
+use super::pace::Pace;
 use super::pending::Told;
 use super::work::{self, Desk, Done, Failed, Kit};
 use super::{Router, Worked};
@@ -39,6 +40,7 @@ pub struct Consumer {
     pub told: Told,
     pub factories: Arc<Vec<Factory>>,
     pub sets: Arc<Vec<SetName>>,
+    pub pace: Pace,
     pub busy: bool,
     pub failures: u32,
     pub retry_at: Option<Instant>,
@@ -167,6 +169,11 @@ impl Router {
         let (cursor, begin, path) = (consumer.place.cursor, consumer.place.begin, path.clone());
         let (safe, finalized) = (desk.safe, desk.finalized);
         let (plugin, chain) = (plugin_name.clone(), chain_name.to_owned());
+        match next {
+            Some(Next::Range { from, .. }) => consumer.pace.begins(Instant::now(), from),
+            Some(Next::Live(_) | Next::Undo) => consumer.pace.ends(),
+            _ => {}
+        }
         consumer.busy = true;
         consumer.retry_at = None;
         self.jobs.spawn(async move {
@@ -219,6 +226,7 @@ impl Router {
                         consumer.place.safe = consumer.place.safe.max(safe);
                         consumer.place.finalized = consumer.place.finalized.max(finalized);
                     }
+                    consumer.pace.stands(Instant::now(), cursor.number);
                     consumer.place.cursor = Some(cursor);
                     consumer.place.verified = done.verified;
                     consumer.begun = true;

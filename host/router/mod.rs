@@ -22,6 +22,7 @@ pub mod handle;
 mod load;
 mod made;
 mod next;
+mod pace;
 mod payload;
 mod pending;
 mod picture;

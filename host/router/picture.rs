@@ -97,6 +97,10 @@ impl Router {
                 .map(|in_| now + in_.as_secs()),
             cursor: consumer.place.cursor.as_ref().map(show),
             lag_blocks: lag,
+            catching_up: match doing {
+                Some(Next::Range { to, .. }) => consumer.pace.toward(to, Instant::now()),
+                _ => None,
+            },
             events: consumer.events,
             emissions: consumer.emissions,
             faults: consumer.faults,

@@ -280,6 +280,7 @@ impl Router {
                         tracks,
                         kit: Kit::of(new.worker),
                         told: Default::default(),
+                        pace: Default::default(),
                         factories,
                         sets,
                         busy: false,
