@@ -28,6 +28,7 @@ pub mod lane;
 pub mod plugin;
 pub mod sink;
 pub mod source;
+pub mod track;
 
 pub mod router;
 pub mod serve;

@@ -91,6 +91,8 @@ const DELIVERIES: &str = "chainweir_deliveries_total";
 const PLUGIN_RELOADS: &str = "chainweir_plugin_reloads_total";
 const REORGS: &str = "chainweir_reorgs_total";
 const REORG_DEPTH_BLOCKS: &str = "chainweir_reorg_depth_blocks";
+const TRANSACTIONS_WATCHED: &str = "chainweir_transactions_watched";
+const TRANSACTIONS_TOLD: &str = "chainweir_transactions_told_total";
 const PENDING_DROPPED: &str = "chainweir_pending_dropped_total";
 const SOURCE_ERRORS: &str = "chainweir_source_errors_total";
 const JOURNAL_BYTES: &str = "chainweir_journal_bytes";
@@ -174,6 +176,8 @@ const METRICS: &[Metric] = &[
     metric(LANE_BACKLOG, Kind::Gauge, Unit::Count, "Entries of an output that are not settled yet"),
     metric(DELIVERIES, Kind::Counter, Unit::Count, "Attempts to deliver, by output and outcome"),
     metric(PLUGIN_RELOADS, Kind::Counter, Unit::Count, "Plugin files that were tried, by plugin and outcome"),
+    metric(TRANSACTIONS_WATCHED, Kind::Gauge, Unit::Count, "Transactions that are watched, by chain"),
+    metric(TRANSACTIONS_TOLD, Kind::Counter, Unit::Count, "What was said of watched transactions, by chain and status"),
     metric(
         PENDING_DROPPED,
         Kind::Counter,
@@ -318,6 +322,9 @@ pub fn reorg(chain: ChainId, depth_blocks: u64) {
     counter!(REORGS, "chain" => chain.to_string()).increment(1);
     histogram!(REORG_DEPTH_BLOCKS, "chain" => chain.to_string()).record(depth_blocks as f64);
 }
+pub fn transactions_told(chain: ChainId, status: &str) -> Counter {
+    counter!(TRANSACTIONS_TOLD, "chain" => chain.to_string(), "status" => status.to_owned())
+}
 pub fn pending_dropped(chain: ChainId) -> Counter {
     counter!(PENDING_DROPPED, "chain" => chain.to_string())
 }
@@ -339,6 +346,9 @@ pub fn picture(status: &Status) {
     for chain in status.chains.iter().filter(|c| !c.chain.is_empty()) {
         if let Some(head) = &chain.head {
             gauge!(CHAIN_HEAD_BLOCK, "chain" => chain.chain.clone()).set(head.number as f64);
+        }
+        if chain.watched > 0 {
+            gauge!(TRANSACTIONS_WATCHED, "chain" => chain.chain.clone()).set(chain.watched as f64);
         }
         for provider in &chain.providers {
             let labels = [("chain", chain.chain.clone()), ("provider", provider.name.clone())];
@@ -394,12 +404,14 @@ mod tests {
         plugin_reloads(plugin().as_str(), ReloadOutcome::RolledBack).increment(1);
         reorg(chain, 7);
         pending_dropped(chain).increment(1);
+        transactions_told(chain, "included").increment(1);
         source_errors(chain, SourceErrorKind::False).increment(1);
         journal_commit_seconds().record(0.002);
         picture(&Status {
             chains: vec![ChainStatus {
                 chain: "eip155:1".into(),
                 head: Some(BlockStatus { number: 99, ..Default::default() }),
+                watched: 3,
                 providers: vec![ProviderStatus {
                     name: "wss://a".into(),
                     state: "aside".into(),

@@ -27,4 +27,5 @@ mod simulation;
 mod sinks;
 mod source;
 mod traces;
+mod tracking;
 mod verify;

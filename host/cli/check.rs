@@ -139,6 +139,9 @@ impl Report {
         for (index, route) in config.routes.iter().enumerate() {
             let path = format!("route.{index}.from");
             let name = route.from.plugin();
+            if name.as_str() == crate::router::tracking::NAME {
+                continue;
+            }
             let Some(plugin) = plugins.get(name) else {
                 let hint = hint(name.as_str(), plugins.keys().map(PluginName::as_str));
                 self.warn(&path, format!("no plugin is called '{name}'{hint}"));

@@ -20,6 +20,7 @@ mod run;
 mod set;
 mod status;
 mod tail;
+mod track;
 mod trouble;
 
 use std::process::ExitCode;
@@ -65,6 +66,9 @@ enum Command {
     /// Watch sets: named lists of addresses or words that plugins subscribe to
     #[command(subcommand)]
     Set(set::Command),
+    /// Transactions: said when they are included, confirmed, replaced, dropped or orphaned
+    #[command(subcommand)]
+    Track(track::Command),
     /// Deliveries that were given up
     #[command(subcommand)]
     Dead(dead::Command),
@@ -108,6 +112,7 @@ async fn dispatch(command: Command) -> anyhow::Result<Exit> {
         Command::Record(args) => record::run(args).await,
         Command::Replay(args) => replay::run(args).await,
         Command::Set(command) => set::run(command).await,
+        Command::Track(command) => track::run(command).await,
         Command::Dead(command) => dead::run(command).await,
         Command::Status(args) => status::run(args).await,
         Command::Resume(args) => resume::run(args).await,

@@ -178,6 +178,7 @@ fn config(offline: &Offline, folder: &Path) -> anyhow::Result<Config> {
         source: "recorded".into(),
         chain_id: None,
         start: Start::Block(0),
+        dropped_after: crate::config::DROPPED_AFTER,
         // Nothing is final: how deep the recording's reorgs are is not known before it is read.
         finality: Finality::Depth(u64::from(u32::MAX)),
         table: toml::Table::from_iter([("files".to_owned(), toml::Value::Array(files))]),

@@ -110,6 +110,12 @@ pub const CHAIN: Section = Section {
             "\"tags\"",
             "the node's `finalized` and `safe` tags, or a number of blocks on top",
         ),
+        key(
+            "dropped_after",
+            Expect::Whole(1, MOST_U32),
+            "300",
+            "seconds after which a watched transaction that no node knows any more is told as dropped",
+        ),
     ],
 };
 

@@ -90,6 +90,9 @@ pub enum Finality {
     Depth(u64),
 }
 
+/// Seconds after which a watched transaction that no node knows any more counts as dropped.
+pub const DROPPED_AFTER: u64 = 300;
+
 #[derive(Clone)]
 pub struct ChainConfig {
     pub name: String,
@@ -101,6 +104,8 @@ pub struct ChainConfig {
     pub start: Start,
     /// `finality`: `"tags"`.
     pub finality: Finality,
+    /// `dropped_after`: seconds; 300.
+    pub dropped_after: u64,
     /// What is left, for the source.
     pub table: toml::Table,
 }
@@ -240,6 +245,7 @@ impl Config {
             name: "main".into(),
             source: "rpc".into(),
             chain_id: None,
+            dropped_after: DROPPED_AFTER,
             start: Start::Latest,
             finality: Finality::Tags,
             table: toml::Table::from_iter([("rpc".to_owned(), toml::Value::Array(urls))]),
@@ -314,6 +320,7 @@ impl fmt::Debug for ChainConfig {
             .field("name", &self.name)
             .field("source", &self.source)
             .field("chain_id", &self.chain_id)
+            .field("dropped_after", &self.dropped_after)
             .field("start", &self.start)
             .field("finality", &self.finality)
             .field("table", &Redacted(&self.table))

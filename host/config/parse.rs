@@ -155,6 +155,7 @@ impl Reader<'_> {
                 name: name.to_owned(),
                 source: kind.map_or_else(String::new, |kind| kind.name.to_owned()),
                 chain_id: chain_id.map(ChainId),
+                dropped_after: found.whole("dropped_after").unwrap_or(super::DROPPED_AFTER),
                 start: found.value("start").map_or(Start::Latest, |value| self.start(value, &keys::CHAIN)),
                 finality: found.value("finality").map_or(Finality::Tags, |value| self.finality(value)),
                 table: self.raw(table, &keys::CHAIN),
@@ -314,6 +315,14 @@ impl Reader<'_> {
                 && value.get_ref().as_array().is_some_and(|list| list.is_empty())
             {
                 self.wrong(value.span(), "'to' in [[route]]: name at least one output");
+            }
+            if let (Some(from), Some(value)) = (&from, found.value("when"))
+                && from.plugin().as_str() == "chainweir"
+                && when != When::Latest
+            {
+                let what =
+                    "the host's own stream says by itself how deep a block is: leave 'when' out, or write \"latest\"";
+                self.wrong(value.span(), what);
             }
             if let Some(from) = from {
                 routes.push(RouteConfig { from, to, when });

@@ -54,6 +54,8 @@ pub struct ChainStatus {
     pub safe: Option<u64>,
     pub finalized: Option<BlockStatus>,
     pub reorgs: u64,
+    /// Transactions of which it is said what becomes of them.
+    pub watched: u64,
     /// In order of preference; empty for a recording.
     pub providers: Vec<ProviderStatus>,
 }

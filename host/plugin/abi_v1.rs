@@ -351,6 +351,9 @@ fn checked(said: processor::Manifest) -> Result<Manifest, String> {
         ));
     }
     let name = PluginName::new(&shown(&said.name)).map_err(|e| format!("name: {e}"))?;
+    if name.as_str() == RESERVED {
+        return Err(format!("name: '{RESERVED}' is the host's own"));
+    }
     if said.version.is_empty()
         || said.version.len() > 64
         || said.version.chars().any(|c| c.is_control() || c.is_whitespace())
@@ -418,6 +421,9 @@ fn conditions(s: &processor::Subscription) -> usize {
     let makers = s.factory.as_ref().map_or(0, |f| f.makers.len());
     of_logs.saturating_add(s.senders.len() + s.receivers.len() + s.sets.len() + s.decode.len() + makers)
 }
+
+/// Its streams are the host's: `chainweir.transactions`.
+const RESERVED: &str = "chainweir";
 
 fn address(what: &str, bytes: &Bytes) -> Result<Address, String> {
     Address::try_from(bytes.as_slice())

@@ -17,6 +17,8 @@ const HELD: usize = 64;
 #[derive(Debug, Default)]
 pub struct Plan {
     pub index: Index,
+    /// What of each block is fetched: what the index asks for, and those who watch transactions.
+    pub wanted: Wanted,
     /// Tells plans apart.
     pub generation: u64,
     /// Edited while plans are in use: what a block has of them stays the same.
@@ -60,7 +62,7 @@ impl Blocks {
         {
             return Ok(matched.clone());
         }
-        let wanted = plan.index.wanted();
+        let wanted = &plan.wanted;
         let block = match &held.block {
             Some((block, fetched)) if fetched.covers(wanted) => block.clone(),
             _ if traced => {
@@ -74,6 +76,12 @@ impl Blocks {
         let matched = Arc::new(plan.match_block(&block));
         held.matched = Some((plan.generation, matched.clone()));
         Ok(matched)
+    }
+
+    /// A block with at least this, and all that the plan wants of it: fetched once for both.
+    pub async fn whole(&self, at: &BlockRef, wanted: &Wanted, plan: &Plan) -> Result<Arc<Block>, ReadError> {
+        let both = if plan.wanted.covers(wanted) { &plan.wanted } else { wanted };
+        self.fetched(at, both).await
     }
 
     /// Without what the tracer tells.

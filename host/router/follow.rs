@@ -38,6 +38,10 @@ pub enum News {
         updates: Vec<BlockUpdate>,
         safe: u64,
     },
+    /// The journal has a track that it had not before.
+    NewTrack,
+    /// Transactions are watched, or none any more: blocks are to be fetched with all of theirs.
+    Tracking(bool),
     /// Transactions that are in no block yet.
     Pending(Vec<Transaction>),
     /// The provider answers again.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::edits::{Change, Edited, Reply};
+use super::tracking::Ask;
 use crate::index::watch::SharedSets;
 use crate::journal::Journal;
 use crate::model::{OutputName, PluginName, SetName, Status};
@@ -26,6 +27,8 @@ pub enum Command {
     Resume { output: OutputName },
     /// Changes a watch set. The reply has what was done; the answer is empty.
     Watch { set: SetName, change: Change, reply: Reply },
+    /// Of transactions that are watched. The answer is empty; what was asked for is answered by itself.
+    Track { chain: String, ask: Ask },
     /// A chain that halted on a reorg below its finalized block accepts the provider's chain as it is now.
     AcceptReorg { chain: String },
 }
@@ -45,6 +48,13 @@ impl Handle {
         let (answer, receive) = oneshot::channel();
         self.commands.send((command, answer)).await.map_err(|_| stopped())?;
         receive.await.map_err(|_| stopped())?
+    }
+
+    /// Of transactions that are watched on a chain, by its name or id.
+    pub async fn track<T>(&self, chain: &str, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, String> {
+        let (reply, receive) = oneshot::channel();
+        self.ask(Command::Track { chain: chain.to_owned(), ask: ask(reply) }).await?;
+        receive.await.map_err(|_| "it could not be done now: send it again".to_owned())
     }
 
     /// Changes a watch set; durable when it returns.

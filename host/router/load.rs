@@ -232,7 +232,8 @@ impl Load {
             let consumer = consumers.iter().find(|c| c.plugin == candidate.manifest.name && c.chain == chain.id);
             let subscriptions = candidate.manifest.subscriptions.as_slice();
             let index = Index::new(chain.id, [(0, subscriptions)], &mut self.sets.write());
-            let plan = Plan { index, generation: 0, sets: self.sets.clone() };
+            let wanted = index.wanted().clone();
+            let plan = Plan { index, wanted, generation: 0, sets: self.sets.clone() };
             for block in chain.blocks.recent(plan.index.wanted(), TRIAL_BLOCKS) {
                 let matched = plan.match_block(&block);
                 let events: Vec<_> = matched.events(0).collect();

@@ -27,6 +27,7 @@ mod payload;
 mod pending;
 mod picture;
 mod plugins;
+pub mod tracking;
 #[cfg(test)]
 mod trees;
 mod turns;
@@ -48,6 +49,7 @@ use self::follow::{Follow, News};
 use self::handle::{Answer, Command, Handle};
 use self::load::{Installed, ReadyChain, Refusal};
 use self::plugins::Plugin;
+use self::tracking::Tracking;
 use self::turns::Turns;
 use crate::chain::Follower;
 use crate::config::{ChainConfig, Config};
@@ -135,6 +137,19 @@ struct Chain {
     accept: Arc<Notify>,
     /// To transactions that are in no block yet, while a plugin asks for them.
     listener: Option<AbortHandle>,
+    /// Who watches transactions; and whether blocks are fetched for it.
+    tracking: Option<tracking::Handle>,
+    tracks: bool,
+}
+
+impl Chain {
+    /// To who watches transactions.
+    fn show(&self) {
+        if let (Some(tracking), Some(path)) = (&self.tracking, &self.path) {
+            let view = tracking::View { path: path.clone(), safe: self.safe, plan: self.plan.clone() };
+            tracking.view.send_replace(Some(view));
+        }
+    }
 }
 
 /// A router that runs.
@@ -255,6 +270,8 @@ impl Router {
                 reorgs: 0,
                 accept: Arc::default(),
                 listener: None,
+                tracking: None,
+                tracks: false,
             };
             (name.clone(), chain)
         });
@@ -439,6 +456,21 @@ impl Router {
             news: self.news_sender.clone(),
             accept: chain.accept.clone(),
         };
+        let (asks, asked) = mpsc::channel(64);
+        let (view, seen) = watch::channel(None);
+        let watched = Arc::<std::sync::atomic::AtomicU64>::default();
+        let tracking = Tracking {
+            name: name.to_owned(),
+            chain: id,
+            source: follow.source.clone(),
+            blocks: chain.blocks.clone().expect("set above"),
+            journal: self.journal.clone(),
+            news: self.news_sender.clone(),
+            dropped_after: chain.config.dropped_after,
+            watched: watched.clone(),
+        };
+        chain.tracking = Some(tracking::Handle { asks, view, watched });
+        self.followers.spawn(tracking.run(asked, seen));
         self.followers.spawn(follow.run());
         // Plugins that were loaded before this chain answered get their place on it now.
         self.place_on_new_chains();
@@ -487,6 +519,11 @@ impl Router {
                 }
                 self.set_path(name, path, safe);
             }
+            News::NewTrack => self.publish_tracks(),
+            News::Tracking(wanted) => {
+                chain.tracks = wanted;
+                self.replan();
+            }
             News::Pending(told) => self.take_pending(name, &told),
             News::Well => (chain.state, chain.why) = ("following", None),
             News::Trouble { why } => {
@@ -514,6 +551,7 @@ impl Router {
         if let Some(chain) = self.chains.get_mut(name) {
             chain.path = Some(path);
             chain.safe = safe;
+            chain.show();
         }
     }
 
@@ -537,7 +575,11 @@ impl Router {
                 Some((consumer.subscriber, p.candidate.manifest.subscriptions.as_slice()))
             });
             let index = Index::new(id, subscribers, &mut self.sets.write());
-            chain.plan = Arc::new(Plan { index, generation: self.generation, sets: self.sets.clone() });
+            let mut wanted = index.wanted().clone();
+            wanted.transactions |= chain.tracks;
+            wanted.receipts |= chain.tracks;
+            chain.plan = Arc::new(Plan { index, wanted, generation: self.generation, sets: self.sets.clone() });
+            chain.show();
         }
         self.listen();
     }
@@ -582,6 +624,7 @@ impl Router {
                 self.edit(set, change, reply);
                 Ok(String::new())
             }
+            Command::Track { chain, ask } => self.track(&chain, ask),
             Command::Rollback { plugin } => return self.roll_back(&plugin, "a person asked for it", Some(answer)),
             Command::Upgrade { plugin } => return self.upgrade(&plugin, answer),
             Command::Retry { plugin } => match self.plugins.get_mut(&plugin) {
@@ -639,6 +682,21 @@ impl Router {
         };
         // Whoever asked may have gone.
         answer.send(said).ok();
+    }
+
+    /// By the chain's name in the configuration, or its id.
+    fn track(&self, chain: &str, ask: tracking::Ask) -> Answer {
+        let found =
+            self.chains.iter().find(|(name, c)| *name == chain || c.id.is_some_and(|id| id.to_string() == chain));
+        let Some((name, found)) = found else {
+            let names: Vec<&str> = self.chains.keys().map(String::as_str).collect();
+            return Err(format!("there is no chain '{chain}'; there are: {}", names.join(", ")));
+        };
+        let Some(tracking) = &found.tracking else {
+            return Err(format!("no provider of {name} has answered yet: ask again when it follows its chain"));
+        };
+        let full = |_| format!("{name} has many such requests before this one: send it again");
+        tracking.asks.try_send(ask).map(|()| String::new()).map_err(full)
     }
 
     fn no_such_plugin(&self, plugin: &PluginName) -> String {

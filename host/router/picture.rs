@@ -1,5 +1,6 @@
 //! Draws the picture that `status` shows.
 
+use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::next::{Next, next};
@@ -65,6 +66,7 @@ impl Router {
             safe: chain.path.as_ref().map(|_| chain.safe),
             finalized: chain.path.as_ref().map(|p| show(&p.finalized())),
             reorgs: chain.reorgs,
+            watched: chain.tracking.as_ref().map_or(0, |tracking| tracking.watched.load(Ordering::Relaxed)),
             providers: chain.source.as_ref().map(|source| source.providers()).unwrap_or_default(),
         }
     }

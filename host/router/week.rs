@@ -246,7 +246,7 @@ impl Life {
             let heard = tokio::time::timeout_at(until, self.news.recv()).await;
             let Ok(heard) = heard else { return };
             match heard.expect("the driver lives").1 {
-                News::Pending(_) => unreachable!("nobody asks for it"),
+                News::Pending(_) | News::NewTrack | News::Tracking(_) => unreachable!("nobody asks for it"),
                 News::Anchored { path, .. } => {
                     self.network.world().tally.new_paths += 1;
                     consumer.place.verified = false;

@@ -63,7 +63,9 @@ fn refuse(request: &Request) -> Option<Problem> {
         return Some(Problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, why.into()));
     }
     let length = only(headers, header::CONTENT_LENGTH).and_then(|l| l.parse::<usize>().ok());
-    let most = if request.uri().path().starts_with("/sets/") { SET_BODY_BYTES } else { BODY_BYTES };
+    let path = request.uri().path();
+    let most =
+        if path.starts_with("/sets/") || path.starts_with("/transactions/") { SET_BODY_BYTES } else { BODY_BYTES };
     if length.is_some_and(|l| l > most) {
         return Some(Problem(StatusCode::PAYLOAD_TOO_LARGE, format!("a body has at most {most} bytes")));
     }

@@ -17,6 +17,7 @@ mod params;
 mod sets;
 #[cfg(test)]
 mod tests;
+mod transactions;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -165,6 +166,8 @@ fn routes(app: App) -> Router {
         .route("/chains/{name}/accept-reorg", post(admin::accept_reorg))
         .route("/sets", get(sets::list))
         .route("/sets/{name}", get(sets::show).post(sets::edit).put(sets::replace))
+        .route("/transactions/{chain}", get(transactions::list).post(transactions::edit))
+        .route("/transactions/{chain}/{*key}", get(transactions::show))
         .route("/dead", get(admin::dead_list))
         .route("/dead/{id}", get(admin::dead_show))
         .route("/dead/retry", post(admin::dead_retry))

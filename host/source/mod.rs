@@ -29,7 +29,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alloy_primitives::B256;
+use alloy_primitives::{Address, B256};
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 
@@ -50,6 +50,24 @@ pub enum ReadError {
     /// Asking again will not help: wrong chain, unusable configuration.
     #[error("{why}")]
     Halt { why: String },
+}
+
+/// Where a node has a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Whereabouts {
+    Unknown,
+    /// In no block; signed by its sender.
+    Pending(Box<Transaction>),
+    /// In the block of this height, it says.
+    Mined(u64),
+}
+
+/// Up to when an account's transactions are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    Block(u64),
+    /// With those that wait.
+    Pending,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +116,18 @@ pub trait Source: Send + Sync + 'static {
         Err(ReadError::Halt {
             why: "this source cannot tell of transfers and creations inside of transactions: a node that can trace is needed".into(),
         })
+    }
+
+    /// Where the node has a transaction now: its word. A `Halt` where this source cannot tell.
+    async fn transaction(&self, hash: B256) -> Result<Whereabouts, ReadError> {
+        let _ = hash;
+        Err(ReadError::Halt { why: "this source has no mempool".into() })
+    }
+
+    /// How many transactions an account has sent: the node's word.
+    async fn sent(&self, who: Address, until: Until) -> Result<u64, ReadError> {
+        let _ = (who, until);
+        Err(ReadError::Halt { why: "this source has no accounts".into() })
     }
 
     /// Transactions that are in no block yet, as they come, until the receiver is dropped. A hint: of each it is proven who signed it,

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use alloy_primitives::{B256, U64};
+use alloy_primitives::{Address, B256, U64};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use serde_json::json;
@@ -25,7 +25,7 @@ use super::pool::Pool;
 use super::record::Line;
 use super::transport::{Endpoint, Fail, Provider, Setting};
 use super::wire::{self, Parts, Trouble, WireBlock};
-use super::{Kind, Open, Range, ReadError, Source, Tag};
+use super::{Kind, Open, Range, ReadError, Source, Tag, Until, Whereabouts};
 use crate::model::{Block, BlockRef, ChainId, ProviderStatus, Transaction, Transfer, Wanted};
 use crate::proof::Quirks;
 
@@ -696,6 +696,33 @@ impl Source for Rpc {
             }
         };
         self.inner.with(Question::Trace, format!("the traces of {}", block.at()), ask).await
+    }
+
+    async fn transaction(&self, hash: B256) -> Result<Whereabouts, ReadError> {
+        let ask = move |inner: Arc<Inner>, ep: Arc<Endpoint>| {
+            async move {
+                let told = ep.call("eth_getTransactionByHash", json!([hash])).await?;
+                wire::whereabouts(told.get(), inner.chain).map_err(trouble)
+            }
+            .boxed()
+        };
+        self.inner.with(Question::Range, format!("transaction {hash}"), ask).await
+    }
+
+    async fn sent(&self, who: Address, until: Until) -> Result<u64, ReadError> {
+        let at = match until {
+            Until::Pending => json!("pending"),
+            Until::Block(number) => json!(U64::from(number)),
+        };
+        let ask = move |_: Arc<Inner>, ep: Arc<Endpoint>| {
+            let question = json!([who, at]);
+            async move {
+                let told = ep.call("eth_getTransactionCount", question).await?;
+                number(&told).ok_or_else(|| Fail::False("eth_getTransactionCount is not a number".into()))
+            }
+            .boxed()
+        };
+        self.inner.with(Question::Range, format!("the transactions of {who}"), ask).await
     }
 
     fn pending(&self) -> Option<mpsc::Receiver<Transaction>> {

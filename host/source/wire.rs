@@ -10,6 +10,7 @@ use alloy_primitives::{Address, B256, Bloom, Bytes, U64, U128, U256};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::Whereabouts;
 use crate::model::{Block, BlockRef, ChainId, Header, Log, Transaction, Wanted};
 use crate::proof::unsigned::{self, ArbContract, ArbDeposit, ArbInternal, ArbRetry, ArbSubmitRetryable, ArbUnsigned};
 use crate::proof::{self, AuraSeal, Check, Contradiction, Form, Quirks, ReceiptFacts};
@@ -357,6 +358,22 @@ pub fn pending(json: &str, chain: ChainId) -> Result<Option<Transaction>, Troubl
         gas_price: most,
         success: None,
     }))
+}
+
+/// The same, told where it is.
+pub fn whereabouts(json: &str, chain: ChainId) -> Result<Whereabouts, Trouble> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Mined {
+        block_number: Option<U64>,
+    }
+    if json != "null" {
+        let mined: Mined = serde_json::from_str(json).map_err(|e| unreadable("a transaction", &e))?;
+        if let Some(number) = mined.block_number {
+            return Ok(Whereabouts::Mined(number.to()));
+        }
+    }
+    Ok(pending(json, chain)?.map_or(Whereabouts::Unknown, |tx| Whereabouts::Pending(Box::new(tx))))
 }
 
 fn unsigned_form(kind: u8, json: &str) -> Option<Vec<u8>> {
