@@ -470,7 +470,7 @@ mod tests {
             gas_limit: 0,
             gas_used: None,
             gas_price: 0,
-            success: Some(n % 3 > 0),
+            success: Some(!n.is_multiple_of(3)),
         }
     }
 

@@ -63,6 +63,9 @@ use crate::plugin::reload::{self, Dropped};
 use crate::source::{self, ReadError, Source};
 use crate::{index::Index, sink, telemetry};
 
+/// The target of an event at the moment at which a plugin is called: for whoever measures.
+pub const CALLS: &str = "chainweir::calls";
+
 /// How often waiting work is looked at and the picture is drawn.
 const TICK: Duration = Duration::from_millis(100);
 /// Gaps between attempts to reach a provider at start.

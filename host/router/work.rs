@@ -458,6 +458,7 @@ fn call(desk: &Desk, worker: &mut Worker, mine: &[Mine], class: Class) -> Result
         })
         .collect();
     let state = state_of(desk.journal.clone(), desk.consumer);
+    tracing::trace!(target: super::CALLS, consumer = ?desk.consumer, "calls");
     match class {
         Class::Suspect => worker.step(desk.chain, &blocks, state),
         Class::Live | Class::Range => worker.quick_step(desk.chain, &blocks, state),

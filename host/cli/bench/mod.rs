@@ -6,6 +6,7 @@
 mod backfill;
 mod crossing;
 mod delivery;
+mod heads;
 mod index;
 mod journal;
 mod lab;
@@ -90,6 +91,7 @@ const FIGURES: &[(&str, fn(Lab) -> Measured)] = &[
     ("journal", |lab| Box::pin(journal::measure(lab))),
     ("pipeline", |lab| Box::pin(pipeline::measure(lab))),
     ("backfill", |lab| Box::pin(backfill::measure(lab))),
+    ("heads", |lab| Box::pin(heads::measure(lab))),
     ("latency", |lab| Box::pin(delivery::latency(lab))),
     ("deliveries", |lab| Box::pin(delivery::rate(lab))),
     ("reload", |lab| Box::pin(reload::measure(lab))),

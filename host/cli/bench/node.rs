@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -31,6 +32,10 @@ pub struct Node {
     blocks: Vec<Told>,
     numbers: HashMap<B256, usize>,
     delay: Duration,
+    /// How many of the blocks are there by now.
+    there: AtomicUsize,
+    /// Those at the end that are not final.
+    open: AtomicUsize,
     asked: Mutex<Vec<Body>>,
 }
 
@@ -41,7 +46,9 @@ fn raw(value: &Value) -> anyhow::Result<Box<RawValue>> {
 impl Node {
     /// `blocks` with so many transfers each, in one transaction; in each `every`th alone.
     pub fn new(blocks: u64, logs: u32, every: u64, delay: Duration) -> anyhow::Result<Arc<Self>> {
-        let mut node = Self { blocks: Vec::new(), numbers: HashMap::new(), delay, asked: Mutex::default() };
+        let (there, open) = (AtomicUsize::new(blocks as usize), AtomicUsize::new(0));
+        let mut node =
+            Self { blocks: Vec::new(), numbers: HashMap::new(), delay, there, open, asked: Mutex::default() };
         let mut parent = B256::ZERO;
         for number in 0..blocks {
             let logs = if number % every == 0 { transfers(logs, 100) } else { vec![] };
@@ -146,10 +153,22 @@ impl Node {
     }
 
     pub fn tip(&self) -> u64 {
-        self.blocks.len() as u64 - 1
+        self.there.load(Ordering::Relaxed) as u64 - 1
     }
 
-    async fn reply(&self, body: Body) -> String {
+    /// Only so many are there yet, and the last of them are not final.
+    pub fn show(&self, blocks: usize, open: usize) {
+        self.there.store(blocks, Ordering::Relaxed);
+        self.open.store(open, Ordering::Relaxed);
+    }
+
+    /// One more: its header.
+    pub fn advance(&self) -> &str {
+        let next = self.there.fetch_add(1, Ordering::Relaxed);
+        self.blocks.get(next).map_or("null", |told| told.header.get())
+    }
+
+    pub async fn reply(&self, body: Body) -> String {
         self.asked.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(body.clone());
         if !self.delay.is_zero() {
             tokio::time::sleep(self.delay).await;
@@ -171,12 +190,13 @@ impl Node {
 
     fn answer(&self, method: &Value, params: &Value) -> Result<String, String> {
         let number = |value: &Value| match value.as_str() {
-            Some("latest" | "safe" | "finalized") => Some(self.blocks.len() - 1),
+            Some("latest") => Some(self.tip() as usize),
+            Some("safe" | "finalized") => Some((self.tip() as usize).saturating_sub(self.open.load(Ordering::Relaxed))),
             Some(text) if text.len() == 66 => self.numbers.get(&text.parse::<B256>().ok()?).copied(),
             Some(text) => usize::from_str_radix(text.trim_start_matches("0x"), 16).ok(),
             None => None,
         };
-        let told = |value: &Value| number(value).and_then(|n| self.blocks.get(n));
+        let told = |value: &Value| number(value).filter(|n| *n as u64 <= self.tip()).and_then(|n| self.blocks.get(n));
         let or_null = |raw: Option<&RawValue>| raw.map_or("null".to_owned(), |raw| raw.get().to_owned());
         Ok(match method.as_str() {
             Some("eth_chainId") => format!("\"{:#x}\"", CHAIN.0),
