@@ -123,6 +123,11 @@ impl Health {
         self.aside.as_ref()
     }
 
+    /// It answers, and what it says of the chain counts in a vote on it.
+    pub fn has_voice(&self) -> bool {
+        self.aside.as_ref().is_none_or(|aside| matches!(aside.cause, Cause::OtherFork | Cause::Behind))
+    }
+
     pub fn head(&self) -> Option<(u64, B256)> {
         self.told.last_key_value().map(|(number, (hash, _))| (*number, *hash))
     }

@@ -341,9 +341,11 @@ impl Pool {
             }
         }
         let is_well = |h: &Health| h.aside().is_none();
-        // The fork that most of the well ones stand on; of two, the preferred one's.
-        let against = |i: usize| (0..count).filter(|j| is_well(&healths[*j]) && apart[i][*j].is_some()).count();
-        let reference = (0..count).filter(|i| is_well(&healths[*i])).min_by_key(|i| (against(*i), *i));
+        // The fork that most stand on; of two, a well one's, and the preferred one's. Whoever is aside for its fork has a voice
+        // as well: else a liar that was believed once, while another was away, would outvote all others one by one.
+        let against = |i: usize| (0..count).filter(|j| healths[*j].has_voice() && apart[i][*j].is_some()).count();
+        let voices = (0..count).filter(|i| healths[*i].has_voice());
+        let reference = voices.min_by_key(|i| (against(*i), !is_well(&healths[*i]), *i));
         for i in 0..count {
             let fork = reference.and_then(|r| apart[i][r].map(|where_| (r, where_)));
             let others = (0..count).filter(|j| *j != i && is_well(&healths[*j])).filter(|j| {
@@ -447,5 +449,50 @@ impl Pool {
             });
         }
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ChainId;
+    use crate::source::transport::Setting;
+
+    fn block(number: u64, branch: u8) -> BlockRef {
+        let hash = |number: u64, branch: u8| B256::right_padding_from(&[branch, number as u8]);
+        BlockRef { chain: ChainId(1), number, hash: hash(number, branch), parent: hash(number - 1, 0), time: number }
+    }
+
+    #[test]
+    fn a_liar_that_was_believed_while_another_was_away_is_outvoted_when_it_is_back() {
+        let provider = |n: usize| {
+            let setting = Setting { url: format!("http://127.0.0.1:{n}"), ..Setting::default() };
+            Arc::new(Provider::new(n, setting, Duration::from_secs(1), None).expect("a URL"))
+        };
+        let pool = Pool::new("test".into(), (0..3).map(provider).collect());
+        let begin = Instant::now();
+        let at = |seconds: u64| begin + Duration::from_secs(seconds);
+        let state = |healths: &[Health]| healths.iter().map(|h| h.aside().is_none()).collect::<Vec<_>>();
+        let mut healths = pool.healths();
+        // The preferred one is on a fork of its own, and the second does not answer.
+        healths[1].leave(Cause::Fails, "no answer".into(), at(0));
+        healths[0].tell(&block(10, 1), at(0));
+        healths[2].tell(&block(10, 0), at(0));
+        pool.judge(&mut healths, at(0));
+        pool.judge(&mut healths, at(3));
+        assert_eq!(state(&healths), [true, false, false], "of two, the preferred one is believed");
+        // The second is back, and stands where the third does.
+        for second in 20..60 {
+            let fork = |i: usize| u8::from(i == 0);
+            (0..3).for_each(|i| healths[i].tell(&block(10, fork(i)), at(second)));
+            pool.judge(&mut healths, at(second));
+        }
+        assert_eq!(state(&healths), [false, true, true]);
+        // And when all are on one fork again, all are well.
+        for second in 60..120 {
+            (0..3).for_each(|i| healths[i].tell(&block(11, 0), at(second)));
+            pool.judge(&mut healths, at(second));
+        }
+        assert_eq!(state(&healths), [true, true, true]);
     }
 }
