@@ -4,6 +4,7 @@ mod harness;
 
 mod archives;
 mod chain_driver;
+mod chains;
 mod cli;
 mod crash;
 mod decode;
