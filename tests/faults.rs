@@ -187,7 +187,9 @@ async fn advance(world: &mut World) {
     }
     world.truth().await;
     if world.town.below(5) == 0 {
-        let depth = 1 + world.town.below(4);
+        // Not the blocks that made the token.
+        let most = world.chain.head().await.saturating_sub(2).clamp(1, 4);
+        let depth = 1 + world.town.below(most);
         world.town.reorg(&world.chain, depth, 2).await;
     }
 }
