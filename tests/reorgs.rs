@@ -220,6 +220,11 @@ to = ["coins"]
                 town.reorg(&chain, depth, 2).await;
             }
         }
+        // The last reorg may have taken all there was.
+        chain.send(&ether(chain.accounts[0], chain.accounts[1], 1)).await;
+        let last = town.transfer(&chain);
+        chain.send(&last).await;
+        chain.mine(1).await;
         at_head("native-transfers", 2).await;
         at_head("erc20-transfers", 2).await;
         let lines = |file: &str| -> Vec<Value> {
