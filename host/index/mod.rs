@@ -245,18 +245,7 @@ impl Index {
 
     /// Matches and encodes a block, with the sets as that block has them.
     pub fn match_block(&self, block: &Block, view: View<'_>) -> Matched {
-        let mut matched = Matched {
-            at: block.at(),
-            records: Vec::new(),
-            block_record: 0..0,
-            events: Vec::new(),
-            gets: Vec::new(),
-            block_subscribers: self.blocks.clone(),
-        };
-        matched.block_subscribers.sort_unstable();
-        matched.block_subscribers.dedup();
-        batch::encode_block(&block.header, !self.blocks.is_empty(), &mut matched.records);
-        matched.block_record = 0..matched.records.len();
+        let mut matched = Matched::of(&block.header, self.blocks.clone());
 
         let mut found = Found { view, hits: Vec::new(), who: Vec::new() };
         let mut transactions = block.transactions.iter().peekable();
@@ -289,24 +278,12 @@ impl Index {
             found.hits.clear();
             found.who.clear();
         }
-        matched.gets.sort_unstable();
-        // Two subscriptions of one plugin that both fit bring the event once.
-        matched.gets.dedup();
-        matched
+        matched.sorted()
     }
 
     /// Matches transactions that are in no block, with the sets as they are; `at` is the newest block, as context.
     pub fn match_pending(&self, at: BlockRef, transactions: &[Transaction], view: View<'_>) -> Matched {
-        let mut matched = Matched {
-            at,
-            records: Vec::new(),
-            block_record: 0..0,
-            events: Vec::new(),
-            gets: Vec::new(),
-            block_subscribers: Vec::new(),
-        };
-        batch::encode_block(&Header::of(at), false, &mut matched.records);
-        matched.block_record = 0..matched.records.len();
+        let mut matched = Matched::of(&Header::of(at), Vec::new());
         let mut found = Found { view, hits: Vec::new(), who: Vec::new() };
         for (i, tx) in (0..).zip(transactions) {
             self.look_up_transaction(tx, &mut found);
@@ -319,9 +296,7 @@ impl Index {
             found.hits.clear();
             found.who.clear();
         }
-        matched.gets.sort_unstable();
-        matched.gets.dedup();
-        matched
+        matched.sorted()
     }
 
     /// As one record, and one more for each list of events that some of its subscribers want decoded.
@@ -573,6 +548,23 @@ fn wanted(asked: &[Asked]) -> Wanted {
 }
 
 impl Matched {
+    /// Of a block of which nothing is matched yet but the block itself.
+    fn of(header: &Header, mut block_subscribers: Vec<SubscriberId>) -> Self {
+        block_subscribers.sort_unstable();
+        block_subscribers.dedup();
+        let mut records = Vec::new();
+        batch::encode_block(header, !block_subscribers.is_empty(), &mut records);
+        let block_record = 0..records.len();
+        Self { at: header.at, records, block_record, events: Vec::new(), gets: Vec::new(), block_subscribers }
+    }
+
+    fn sorted(mut self) -> Self {
+        self.gets.sort_unstable();
+        // Two subscriptions of one plugin that both fit bring the event once.
+        self.gets.dedup();
+        self
+    }
+
     /// One record, for some of those that were found.
     fn push(
         &mut self,

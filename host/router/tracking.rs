@@ -306,9 +306,7 @@ impl Running {
             self.passed.pop_back();
         }
         let back = self.passed.back().copied().unwrap_or(finalized);
-        if self.at.is_none_or(|at| at != back) {
-            self.at = Some(back);
-        }
+        self.at = Some(back);
         self.tracker.orphan(|place| match path.at(place.number) {
             Some(block) => block.hash == place.hash,
             None => place.number <= finalized.number,

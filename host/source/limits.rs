@@ -2,11 +2,12 @@
 //!
 //! Two bounds. Questions under way: a window as TCP has one; small when a provider comes back, larger with every answer, half
 //! at "too many". Questions a second: what the configuration says; and where it refuses more than a few, less than what was
-//! asked just then, rising again slowly. Who waits goes by importance, then in the order of coming.
+//! asked just then, rising again slowly. Who waits goes by importance, then by when the operation began that it is part of:
+//! what began first is done first. Whoever leaves wakes the first of those that wait, and nobody else.
 //! Knows nothing of JSON-RPC, nor which provider this is.
 
-use std::collections::BTreeSet;
-use std::sync::Mutex;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -44,8 +45,10 @@ pub(super) struct Gate {
     most: f64,
     given: Option<f64>,
     state: Mutex<State>,
-    moved: Notify,
 }
+
+/// Importance, when the operation began, and the order of coming within it.
+type Key = (Importance, u64, u64);
 
 struct State {
     window: f64,
@@ -64,8 +67,9 @@ struct State {
     second: Instant,
     asked: [u32; 2],
     refused: [u32; 2],
-    waiting: BTreeSet<(Importance, u64)>,
-    tickets: u64,
+    waiting: BTreeMap<Key, Arc<Notify>>,
+    /// Counts operations and those that came.
+    count: u64,
 }
 
 impl State {
@@ -89,6 +93,18 @@ impl State {
         }
         self.tokens = (self.tokens + passed * *rate).min((*rate / 10.0).max(1.0));
         (self.tokens < 1.0).then(|| Duration::from_secs_f64((1.0 - self.tokens) / *rate))
+    }
+
+    fn next(&mut self) -> u64 {
+        self.count += 1;
+        self.count
+    }
+
+    /// Something moved: the first looks whether it may go.
+    fn wake(&self) {
+        if let Some((_, first)) = self.waiting.first_key_value() {
+            first.notify_one();
+        }
     }
 
     /// `Err`: how long to wait at least; `None` until something moves.
@@ -123,20 +139,22 @@ pub(super) struct Pass<'g> {
 /// A place among those that wait. Given up when this is dropped, as when the question is not asked after all.
 struct Ticket<'g> {
     gate: &'g Gate,
-    key: (Importance, u64),
+    key: Key,
 }
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        self.gate.state().waiting.remove(&self.key);
-        self.gate.moved.notify_waiters();
+        let mut state = self.gate.state();
+        state.waiting.remove(&self.key);
+        state.wake();
     }
 }
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
-        self.gate.state().under_way -= 1;
-        self.gate.moved.notify_waiters();
+        let mut state = self.gate.state();
+        state.under_way -= 1;
+        state.wake();
     }
 }
 
@@ -158,29 +176,32 @@ impl Gate {
             second: now,
             asked: [0; 2],
             refused: [0; 2],
-            waiting: BTreeSet::new(),
-            tickets: 0,
+            waiting: BTreeMap::new(),
+            count: 0,
         };
-        Self { most, given: per_second, state: Mutex::new(state), moved: Notify::new() }
+        Self { most, given: per_second, state: Mutex::new(state) }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().expect("no panic while held")
     }
 
-    /// Waits for its turn. `Err`: the provider wants to be left alone for so long, which is more than `patience`.
-    pub async fn enter(&self, importance: Importance, patience: Duration) -> Result<Pass<'_>, Duration> {
+    /// When an operation begins, by its order among others.
+    pub fn begins(&self) -> u64 {
+        self.state().next()
+    }
+
+    /// Waits for its turn, as part of an operation that [began](Self::begins) then. `Err`: the provider wants to be left
+    /// alone for so long, which is more than `patience`.
+    pub async fn enter(&self, importance: Importance, began: u64, patience: Duration) -> Result<Pass<'_>, Duration> {
+        let woken = Arc::new(Notify::new());
         let ticket = {
             let mut state = self.state();
-            state.tickets += 1;
-            let key = (importance, state.tickets);
-            state.waiting.insert(key);
+            let key = (importance, began, state.next());
+            state.waiting.insert(key, woken.clone());
             Ticket { gate: self, key }
         };
         loop {
-            let moved = self.moved.notified();
-            tokio::pin!(moved);
-            moved.as_mut().enable();
             let wait = {
                 let (mut state, now) = (self.state(), Instant::now());
                 if let Some(rest) = state.paused.and_then(|until| until.checked_duration_since(now))
@@ -188,7 +209,7 @@ impl Gate {
                 {
                     return Err(rest);
                 }
-                if state.waiting.first() == Some(&ticket.key) {
+                if state.waiting.first_key_value().is_some_and(|(first, _)| *first == ticket.key) {
                     match state.admit(importance, now, self.given) {
                         Ok(()) => return Ok(Pass { gate: self }),
                         Err(wait) => wait,
@@ -199,9 +220,9 @@ impl Gate {
             };
             match wait {
                 Some(wait) if wait > patience.max(SOON) => return Err(wait),
-                None => moved.await,
+                None => woken.notified().await,
                 Some(wait) => {
-                    let _ = tokio::time::timeout(wait, moved).await;
+                    let _ = tokio::time::timeout(wait, woken.notified()).await;
                 }
             }
         }
@@ -270,21 +291,20 @@ impl Pass<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     const LONG: Duration = Duration::from_secs(60);
 
     #[tokio::test]
-    async fn who_waits_goes_by_importance() {
+    async fn who_waits_goes_by_importance_then_by_when_its_operation_began() {
         let gate = Arc::new(Gate::new(Some(1), None));
-        let first = gate.enter(Importance::Backfill, LONG).await.unwrap();
+        let first = gate.enter(Importance::Backfill, 0, LONG).await.unwrap();
         let (said, mut heard) = tokio::sync::mpsc::unbounded_channel();
-        for (n, importance) in
-            [Importance::Backfill, Importance::Live, Importance::Backfill, Importance::Head].into_iter().enumerate()
-        {
+        let all = [(Importance::Backfill, 2), (Importance::Live, 9), (Importance::Backfill, 1), (Importance::Head, 9)];
+        for (n, (importance, began)) in all.into_iter().chain([(Importance::Backfill, 2)]).enumerate() {
             let (own, said) = (gate.clone(), said.clone());
             tokio::spawn(async move {
-                let _pass = own.enter(importance, LONG).await.unwrap();
+                let _pass = own.enter(importance, began, LONG).await.unwrap();
                 said.send(n).unwrap();
             });
             while gate.state().waiting.len() <= n {
@@ -293,10 +313,35 @@ mod tests {
         }
         drop(first);
         let mut order = vec![];
-        while order.len() < 4 {
+        while order.len() < 5 {
             order.push(heard.recv().await.unwrap());
         }
-        assert_eq!(order, [3, 1, 0, 2]);
+        assert_eq!(order, [3, 1, 2, 0, 4]);
+    }
+
+    #[tokio::test]
+    async fn thousands_that_wait_cost_what_one_does() {
+        let (gate, looks) = (Arc::new(Gate::new(Some(1), None)), Arc::new(AtomicU64::new(0)));
+        let first = gate.enter(Importance::Live, 0, LONG).await.unwrap();
+        let all = (0..2_000).map(|_| {
+            let (gate, looks) = (gate.clone(), looks.clone());
+            tokio::spawn(async move {
+                let mut entering = Box::pin(gate.enter(Importance::Backfill, 0, LONG));
+                let pass = std::future::poll_fn(|cx| {
+                    looks.fetch_add(1, Ordering::Relaxed);
+                    entering.as_mut().poll(cx)
+                });
+                drop(pass.await.unwrap());
+            })
+        });
+        let all: Vec<_> = all.collect();
+        while gate.state().waiting.len() < 2_000 {
+            tokio::task::yield_now().await;
+        }
+        drop(first);
+        futures::future::join_all(all).await;
+        // On coming, when it is the first, and when there is room.
+        assert!(looks.load(Ordering::Relaxed) <= 3 * 2_000, "{looks:?}");
     }
 
     #[tokio::test]
@@ -304,7 +349,7 @@ mod tests {
         let gate = Gate::new(None, Some(200.0));
         let began = Instant::now();
         for _ in 0..60 {
-            gate.enter(Importance::Live, LONG).await.unwrap().answered();
+            gate.enter(Importance::Live, 0, LONG).await.unwrap().answered();
         }
         // One at once, and no more than a tenth of a second's in a burst.
         assert!(began.elapsed() >= Duration::from_millis(190), "{:?}", began.elapsed());
@@ -313,7 +358,7 @@ mod tests {
     #[tokio::test]
     async fn too_many_makes_less_and_an_answer_more() {
         let gate = Gate::new(Some(64), None);
-        let passes = futures::future::join_all((0..16).map(|_| gate.enter(Importance::Live, LONG))).await;
+        let passes = futures::future::join_all((0..16).map(|_| gate.enter(Importance::Live, 0, LONG))).await;
         for pass in passes {
             pass.unwrap().limited(Some(Duration::from_millis(60)));
         }
@@ -321,9 +366,9 @@ mod tests {
         let rate = gate.state().rate.unwrap();
         assert!((rate - 16.0 * LESS).abs() < 0.01, "{rate}");
         assert!(
-            matches!(gate.enter(Importance::Live, Duration::ZERO).await, Err(rest) if rest <= Duration::from_millis(90))
+            matches!(gate.enter(Importance::Live, 0, Duration::ZERO).await, Err(rest) if rest <= Duration::from_millis(90))
         );
-        let pass = gate.enter(Importance::Live, LONG).await.unwrap();
+        let pass = gate.enter(Importance::Live, 0, LONG).await.unwrap();
         pass.answered();
         assert!(gate.state().window > 8.0);
         pass.failed();
@@ -333,10 +378,10 @@ mod tests {
     #[tokio::test]
     async fn a_question_that_is_given_up_gives_its_place_up() {
         let gate = Gate::new(Some(1), None);
-        let pass = gate.enter(Importance::Live, LONG).await.unwrap();
-        let waited = tokio::time::timeout(Duration::from_millis(10), gate.enter(Importance::Head, LONG)).await;
+        let pass = gate.enter(Importance::Live, 0, LONG).await.unwrap();
+        let waited = tokio::time::timeout(Duration::from_millis(10), gate.enter(Importance::Head, 0, LONG)).await;
         assert!(waited.is_err() && gate.state().waiting.is_empty());
         drop(pass);
-        gate.enter(Importance::Backfill, LONG).await.unwrap();
+        gate.enter(Importance::Backfill, 0, LONG).await.unwrap();
     }
 }

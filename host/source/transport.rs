@@ -5,7 +5,7 @@
 
 use std::ops::Deref;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -48,6 +48,8 @@ pub(super) enum Fail {
 
 /// Calls in one request. Providers bound it at 100 and more; one that refuses is asked for less.
 const BATCH_MOST: usize = 64;
+/// A refusal may have been a bad moment: after so long all is tried again, and twice as long after each time it was in vain.
+const BATCH_AGAIN: Duration = Duration::from_secs(60);
 /// Where there are no batches, so many calls at a time instead.
 const SIDE_BY_SIDE: usize = 32;
 
@@ -96,14 +98,22 @@ pub(super) struct Provider {
     pub no_block_receipts: AtomicBool,
     /// It has no `debug_traceBlockByHash`, and is asked for `trace_block`.
     pub no_call_tracer: AtomicBool,
-    /// Calls in one request; 1 where it takes no batches.
-    batch: AtomicUsize,
+    batch: Mutex<Batch>,
+}
+
+/// Calls in one request; 1 where it takes no batches.
+struct Batch {
+    size: usize,
+    smaller_since: Instant,
+    in_vain: u32,
 }
 
 /// A provider as one operation asks it.
 pub(super) struct Endpoint {
     provider: Arc<Provider>,
     importance: Importance,
+    /// When the operation began, in the order of this provider's gate.
+    began: u64,
     /// Nobody else can be asked: what passes is waited for here.
     patient: bool,
 }
@@ -153,12 +163,12 @@ impl Provider {
             errors: AtomicU64::new(0),
             no_block_receipts: AtomicBool::new(false),
             no_call_tracer: AtomicBool::new(false),
-            batch: AtomicUsize::new(BATCH_MOST),
+            batch: Mutex::new(Batch { size: BATCH_MOST, smaller_since: Instant::now(), in_vain: 0 }),
         })
     }
 
     pub fn asked(self: &Arc<Self>, importance: Importance, patient: bool) -> Arc<Endpoint> {
-        Arc::new(Endpoint { provider: self.clone(), importance, patient })
+        Arc::new(Endpoint { provider: self.clone(), importance, began: self.gate.begins(), patient })
     }
 
     /// It tells of new heads by itself.
@@ -312,7 +322,7 @@ impl Provider {
         }
         let client = self.connect().await.inspect_err(|_| self.failed())?;
         // Batches may have failed because the connection did.
-        self.batch.store(BATCH_MOST, Ordering::Relaxed);
+        self.batch.lock().expect("no panic while held").size = BATCH_MOST;
         *slot = Some(client.clone());
         Ok(client)
     }
@@ -326,6 +336,26 @@ impl Provider {
     /// Drops the connection, so that the next call opens one (and asks for the chain id again).
     pub async fn reset(&self) {
         *self.client.lock().await = None;
+    }
+
+    fn batch_size(&self) -> usize {
+        let mut batch = self.batch.lock().expect("no panic while held");
+        let again = BATCH_AGAIN * (1 << batch.in_vain.clamp(1, 7)) / 2;
+        if batch.size < BATCH_MOST && batch.smaller_since.elapsed() >= again {
+            batch.size = BATCH_MOST;
+        }
+        batch.size
+    }
+
+    /// No answer of a batch of this size was of use.
+    fn smaller_batches(&self, method: &'static str, size: usize) {
+        let mut batch = self.batch.lock().expect("no panic while held");
+        // Many of that size may have been under way.
+        if batch.size == size {
+            batch.in_vain += u32::from(size == BATCH_MOST);
+            (batch.size, batch.smaller_since) = (if size > 8 { 8 } else { 1 }, Instant::now());
+            tracing::debug!(provider = %self.shown, method, size, now = batch.size, "smaller batches");
+        }
     }
 
     /// `what`: the parameters of `eth_subscribe`.
@@ -349,7 +379,7 @@ impl Endpoint {
         let patience = if self.patient { self.timeout } else { Duration::ZERO };
         loop {
             let client = self.client().await?;
-            let pass = self.gate.enter(self.importance, patience).await.map_err(|rest| Fail::Limited {
+            let pass = self.gate.enter(self.importance, self.began, patience).await.map_err(|rest| Fail::Limited {
                 why: format!(
                     "{}: {method}: it said \"too many\", and is asked again in {} ms",
                     self.shown,
@@ -407,7 +437,7 @@ impl Endpoint {
         let mut answers = Vec::with_capacity(questions.len());
         let mut rest = questions.as_slice();
         while !rest.is_empty() {
-            let size = self.batch.load(Ordering::Relaxed);
+            let size = self.batch_size();
             if size < 2 || rest.len() < 2 {
                 let one_by_one = futures::stream::iter(rest.to_vec()).map(|question| self.call(method, question));
                 let all: Vec<_> = one_by_one.buffered(SIDE_BY_SIDE).try_collect().await?;
@@ -426,13 +456,7 @@ impl Endpoint {
                     rest = later;
                 }
                 // No answer of it is of use: a smaller one is tried, and at last each by itself.
-                None => {
-                    let less = if size > 8 { 8 } else { 1 };
-                    let known = self.batch.compare_exchange(size, less, Ordering::Relaxed, Ordering::Relaxed);
-                    if known.is_ok() {
-                        tracing::debug!(provider = %self.shown, method, size, less, "smaller batches");
-                    }
-                }
+                None => self.smaller_batches(method, size),
             }
         }
         Ok(answers)
@@ -441,7 +465,7 @@ impl Endpoint {
     /// `None` where most of it failed.
     async fn batch(&self, method: &'static str, questions: &[Value]) -> Option<Vec<Result<Box<RawValue>, Fail>>> {
         let client = self.client().await.ok()?;
-        let pass = self.gate.enter(self.importance, self.timeout).await.ok()?;
+        let pass = self.gate.enter(self.importance, self.began, self.timeout).await.ok()?;
         pass.holds(questions.len());
         self.requests.fetch_add(questions.len() as u64, Ordering::Relaxed);
         let answers = match self.ask_many(&client, method, questions).await {
@@ -478,6 +502,23 @@ pub(super) fn jitter(wait: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_batch_that_failed_is_smaller_and_is_tried_whole_again_later() {
+        let setting = Setting { url: "http://node.example".into(), ..Default::default() };
+        let provider = Provider::new(0, setting, Duration::from_secs(1), None).unwrap();
+        let later = |time: Duration| provider.batch.lock().unwrap().smaller_since -= time;
+        for (again, early) in [(60, 59), (120, 119), (240, 239)] {
+            for (size, less) in [(BATCH_MOST, 8), (BATCH_MOST, 8), (8, 1)] {
+                provider.smaller_batches("eth_getBlockByNumber", size);
+                assert_eq!(provider.batch_size(), less, "many of one size are one saying");
+            }
+            later(Duration::from_secs(early));
+            assert_eq!(provider.batch_size(), 1);
+            later(Duration::from_secs(again - early));
+            assert_eq!(provider.batch_size(), BATCH_MOST);
+        }
+    }
 
     #[test]
     fn no_part_of_a_url_but_scheme_and_host_is_shown() {
