@@ -11,6 +11,9 @@
 //! | 408, 409, 425, 429, 5xx | Retry | not now |
 //! | no connection, no answer in time | Retry | |
 //!
+//! With `batch = N` a request holds up to N events, a JSON array of them, as the CloudEvents HTTP binding has it. One answer
+//! is for all of them. A batch that is refused is halved until the event is found that the receiver will not have.
+//!
 //! `Retry-After`, as seconds or as a date, is passed on with every Retry, at most an hour of it.
 //!
 //! The URL may lead into the public internet only, unless `allow_private = true`: the address is checked when it is
@@ -44,7 +47,11 @@ pub const KIND: Kind = Kind {
         ("secret_file", "file with the signing secret, instead of secret_env"),
         ("headers", "table of headers to send with every request"),
         ("timeout_ms", "time for connecting, sending and answering together; 10000"),
-        ("concurrency", "requests under way at once; 16"),
+        ("concurrency", "requests under way at once; 16, and 1 with batch"),
+        (
+            "batch",
+            "most events in one request, 1 to 1000: more than 1 posts an array, application/cloudevents-batch+json; 1",
+        ),
         ("allow_private", "true: the url may lead to a private or local address; false"),
     ],
     open: |open| Box::pin(async move { Ok(Arc::new(Webhook::open(open, system_lookup())?) as Arc<dyn Sink>) }),
@@ -66,7 +73,7 @@ struct Webhook {
     headers: HeaderMap,
     signers: Vec<standardwebhooks::Webhook>,
     timeout: Duration,
-    concurrency: usize,
+    shape: Shape,
 }
 
 impl Webhook {
@@ -96,7 +103,12 @@ impl Webhook {
             );
         }
         let timeout = Duration::from_millis(options.number("timeout_ms", 10_000, 1..=600_000)?);
-        let concurrency = options.number("concurrency", 16, 1..=1_000)? as usize;
+        let batch = options.number("batch", 1, 1..=1_000)? as usize;
+        let concurrency = match batch {
+            1 => options.number("concurrency", 16, 1..=1_000)?,
+            // A batch keeps its order by being alone.
+            _ => options.number("concurrency", 1, 1..=1)?,
+        } as usize;
         // Already installed by another part of the process: the same provider, so nothing to do.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder()
@@ -111,16 +123,22 @@ impl Webhook {
             client,
             place: place(&url),
             url,
-            headers: static_headers(&options)?,
+            headers: static_headers(&options, batch)?,
             signers: signers(&options)?,
             timeout,
-            concurrency,
+            shape: Shape { batch, concurrency },
         })
     }
 
-    async fn post(&self, delivery: &Delivery) -> Outcome {
-        let body = cloudevent::encode(delivery);
-        let headers = match self.sign(delivery, &body) {
+    /// What the answer says of each of them.
+    async fn post(&self, part: &[Delivery]) -> Outcome {
+        let (id, body) = match part {
+            [only] if self.shape.batch == 1 => (only.id.to_string(), cloudevent::encode(only)),
+            // Of one lane, the first and how many they are say which they are. Sent again, it may be with others.
+            [first, ..] => (format!("{}-{}", first.id, part.len()), array(part)),
+            [] => return Outcome::Delivered,
+        };
+        let headers = match self.sign(&id, &body) {
             Ok(headers) => headers,
             Err(why) => return Outcome::Refused { why },
         };
@@ -150,9 +168,8 @@ impl Webhook {
         }
     }
 
-    fn sign(&self, delivery: &Delivery, body: &[u8]) -> Result<HeaderMap, String> {
+    fn sign(&self, id: &str, body: &[u8]) -> Result<HeaderMap, String> {
         let mut headers = self.headers.clone();
-        let id = delivery.id.to_string();
         let now = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_err(|_| "the clock of this machine is before 1970; set it".to_owned())?
@@ -162,11 +179,11 @@ impl Webhook {
             headers.insert(name, value);
             Ok::<_, String>(())
         };
-        set(HEADER_WEBHOOK_ID, &id)?;
+        set(HEADER_WEBHOOK_ID, id)?;
         set(HEADER_WEBHOOK_TIMESTAMP, &now.to_string())?;
         let mut signatures = Vec::with_capacity(self.signers.len());
         for signer in &self.signers {
-            signatures.push(signer.sign(&id, now as i64, body).map_err(|error| error.to_string())?);
+            signatures.push(signer.sign(id, now as i64, body).map_err(|error| error.to_string())?);
         }
         if !signatures.is_empty() {
             set(HEADER_WEBHOOK_SIGNATURE, &signatures.join(" "))?;
@@ -178,22 +195,39 @@ impl Webhook {
 #[async_trait::async_trait]
 impl Sink for Webhook {
     fn shape(&self) -> Shape {
-        Shape { batch: 1, concurrency: self.concurrency }
+        self.shape
     }
 
     async fn deliver(&self, _track: &Track, batch: &[Delivery]) -> Vec<Outcome> {
-        let mut outcomes = Vec::with_capacity(batch.len());
-        for delivery in batch {
-            let outcome = self.post(delivery).await;
-            let stop = matches!(outcome, Outcome::Retry { .. });
-            outcomes.push(outcome);
-            if stop {
-                outcomes.extend(super::retry_all(batch.len() - outcomes.len(), "waits for the one before it"));
-                break;
+        let (mut outcomes, mut size) = (Vec::with_capacity(batch.len()), self.shape.batch);
+        while outcomes.len() < batch.len() {
+            let rest = &batch[outcomes.len()..];
+            let part = &rest[..size.min(rest.len())];
+            match self.post(part).await {
+                Outcome::Refused { .. } if part.len() > 1 => size = part.len() / 2,
+                again @ Outcome::Retry { .. } => {
+                    outcomes.push(again);
+                    outcomes.extend(super::retry_all(rest.len() - 1, "waits for the one before it"));
+                }
+                outcome => {
+                    outcomes.extend(vec![outcome; part.len()]);
+                    size = (2 * size).min(self.shape.batch);
+                }
             }
         }
         outcomes
     }
+}
+
+/// As the JSON batch format of CloudEvents has it.
+fn array(part: &[Delivery]) -> Vec<u8> {
+    let mut body = Vec::new();
+    for (i, delivery) in part.iter().enumerate() {
+        body.push(if i == 0 { b'[' } else { b',' });
+        body.extend_from_slice(&cloudevent::encode(delivery));
+    }
+    body.push(b']');
+    body
 }
 
 fn retry(why: String) -> Outcome {
@@ -269,7 +303,7 @@ fn place(url: &Url) -> String {
     }
 }
 
-fn static_headers(options: &Options) -> Result<HeaderMap, SinkError> {
+fn static_headers(options: &Options, batch: usize) -> Result<HeaderMap, SinkError> {
     const OURS: [&str; 8] = [
         "content-type",
         "content-length",
@@ -281,7 +315,11 @@ fn static_headers(options: &Options) -> Result<HeaderMap, SinkError> {
         HEADER_WEBHOOK_SIGNATURE,
     ];
     let mut headers = HeaderMap::new();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/cloudevents+json; charset=utf-8"));
+    let format = match batch {
+        1 => "application/cloudevents+json; charset=utf-8",
+        _ => "application/cloudevents-batch+json; charset=utf-8",
+    };
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(format));
     for (name, value) in options.texts("headers")? {
         let parsed = HeaderName::from_bytes(name.as_bytes())
             .map_err(|_| options.refused(&format!("headers: {name:?} is not the name of a header")))?;
@@ -447,6 +485,57 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_one_signed_request_and_the_event_that_is_refused_is_found() {
+        const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+        let posted = Arc::new(std::sync::Mutex::new(Vec::<(usize, bool)>::new()));
+        let own = posted.clone();
+        let take = move |headers: axum::http::HeaderMap, body: bytes::Bytes| async move {
+            standardwebhooks::Webhook::new(SECRET).unwrap().verify(&body, &headers).unwrap();
+            assert_eq!(headers["content-type"], "application/cloudevents-batch+json; charset=utf-8");
+            let events: Vec<serde_json::Value> = serde_json::from_slice(&body).unwrap();
+            let first = events[0]["id"].as_str().unwrap();
+            assert_eq!(headers["webhook-id"], format!("{first}-{}", events.len()));
+            let poison = events.iter().any(|event| event["data"]["n"] == 5);
+            let full = events.iter().any(|event| event["data"]["n"] == 15);
+            own.lock().unwrap().push((events.len(), poison));
+            StatusCode::from_u16(if poison { 422 } else { 204 + 299 * u16::from(full) }).unwrap()
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(take)).await });
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("secret");
+        std::fs::write(&file, SECRET).unwrap();
+        let sink = open(&format!(
+            "url = 'http://127.0.0.1:{port}/'\nallow_private = true\nbatch = 8\nsecret_file = '{}'",
+            file.display()
+        ))
+        .unwrap();
+        assert_eq!(sink.shape(), Shape { batch: 8, concurrency: 1 });
+        let (track, batch) = super::super::samples::batch(1..=8);
+        let outcomes = sink.deliver(&track, &batch).await;
+        for (i, outcome) in outcomes.iter().enumerate() {
+            assert_eq!(matches!(outcome, Outcome::Refused { .. }), i == 4, "{i}: {outcome:?}");
+            assert!(i == 4 || *outcome == Outcome::Delivered, "{i}: {outcome:?}");
+        }
+        let posts = std::mem::take(&mut *posted.lock().unwrap());
+        assert_eq!(posts[0], (8, true));
+        assert_eq!(
+            posts.iter().filter(|post| !post.1).map(|post| post.0).sum::<usize>(),
+            7,
+            "nothing twice: {posts:?}"
+        );
+        let (_, batch) = super::super::samples::batch(9..=12);
+        assert_eq!(sink.deliver(&track, &batch).await, vec![Outcome::Delivered; 4]);
+        assert_eq!(posted.lock().unwrap().len(), 1, "one request");
+        // What answers 503 is asked again later, as it was.
+        let (_, batch) = super::super::samples::batch(13..=16);
+        let outcomes = sink.deliver(&track, &batch).await;
+        assert!(outcomes.len() == 4 && outcomes.iter().all(|o| matches!(o, Outcome::Retry { .. })), "{outcomes:?}");
+        assert!(open("url = 'https://1.1.1.1/'\nbatch = 2\nconcurrency = 2").is_err());
     }
 
     #[test]

@@ -9,8 +9,8 @@ use alloy_pubsub::{ConnectionHandle, ConnectionInterface, PubSubConnect};
 use alloy_transport::{TransportErrorKind, TransportResult};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// As over WebSocket.
-const ANSWER_MOST: usize = 256 << 20;
+use super::transport::ANSWER_MOST;
+
 const READ: usize = 64 << 10;
 
 #[derive(Clone, Debug)]

@@ -24,6 +24,7 @@ mod rpc_watch;
 pub mod traces;
 mod transport;
 pub mod wire;
+mod ws;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -46,7 +46,7 @@ pub const KIND: Kind = Kind {
         ("poll_ms", "longest time between two looks at the head; 1000 over HTTP, 5000 beside a subscription"),
         ("timeout_ms", "longest wait for one answer, where nobody else can be asked; 20000"),
         ("max_range", "most blocks in one eth_getLogs; 2000, less where the node refuses it"),
-        ("headers", "HTTP headers for every request to every provider, as a table; not for WebSocket"),
+        ("headers", "HTTP headers for every request to every provider, and for the opening of a WebSocket, as a table"),
         ("quirks", "departures of this chain from Ethereum's rules, by name; known ones are set by chain id"),
     ],
     open: |open| Box::pin(async move { Ok(Arc::new(Rpc::open(open).await?) as Arc<dyn Source>) }),

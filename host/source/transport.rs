@@ -13,7 +13,6 @@ use alloy_primitives::{B256, U64};
 use alloy_pubsub::RawSubscription;
 use alloy_rpc_client::{ClientBuilder, RpcClient};
 use alloy_transport::{RpcError, TransportErrorKind};
-use alloy_transport_ws::{WebSocketConfig, WsConnect};
 use futures::{StreamExt, TryStreamExt};
 use rand::Rng;
 use serde_json::Value;
@@ -23,6 +22,7 @@ use url::Url;
 use super::classify::{Asks, Hint, classify};
 use super::ipc::Ipc;
 use super::limits::{Gate, Importance};
+use super::ws::Ws;
 use crate::model::ChainId;
 
 /// What a call came to, if not to an answer.
@@ -61,8 +61,8 @@ const BACKOFF_MOST: Duration = Duration::from_secs(10);
 const AGAIN_AFTER: Duration = Duration::from_millis(50);
 /// Rate limits are waited for so often within one call.
 const LIMIT_TRIES: u32 = 4;
-/// The largest answer over WebSocket: receipts of the largest blocks are some 20 MiB.
-const ANSWER_MOST: usize = 256 << 20;
+/// The largest answer over WebSocket and IPC: receipts of the largest blocks are some 20 MiB.
+pub(super) const ANSWER_MOST: usize = 256 << 20;
 
 /// A provider as the configuration has it.
 #[derive(Clone, Debug, Default)]
@@ -203,11 +203,8 @@ impl Provider {
         let late = |_| dead(&self.late());
         let client = match &self.way {
             Way::WebSocket => {
-                let config =
-                    WebSocketConfig::default().max_message_size(Some(ANSWER_MOST)).max_frame_size(Some(ANSWER_MOST));
-                // One try: reconnecting is decided here, where other providers are known of.
-                let connect = WsConnect::new(self.url.as_str()).with_config(config).with_max_retries(1);
-                let opening = ClientBuilder::default().ws(connect);
+                let ws = Ws { url: self.url.clone(), headers: self.headers.clone() };
+                let opening = ClientBuilder::default().pubsub(ws);
                 tokio::time::timeout(self.timeout, opening).await.map_err(late)?.map_err(|e| dead(&e))?
             }
             Way::Ipc(path) => {

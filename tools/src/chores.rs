@@ -81,6 +81,14 @@ pub fn bench(args: &[String]) -> Result<()> {
     run(cargo(["bench", "--bench", "figures", "--"]).args(args))
 }
 
+/// Beside what users would pick instead: outside of every other chore, since npm brings some 200 MB for it.
+pub fn peers(args: &[String]) -> Result<()> {
+    let missing = prepare()?;
+    run(cargo(["bench", "--bench", "peers", "--"]).args(args))?;
+    say_missing(&missing);
+    Ok(())
+}
+
 /// The benchmarks' plugin is part of the program, so that it measures where there is no Rust toolchain.
 pub fn filter(_args: &[String]) -> Result<()> {
     run(&mut cargo(["build", "--release", "--target", "wasm32-unknown-unknown", "--package", "filter"]))?;

@@ -54,6 +54,12 @@ const CHORES: &[Chore] = &[
         help: "what a change must pass: format, clippy, deny, docs, test, bench smoke",
         run: chores::ci,
     },
+    Chore {
+        name: "peers",
+        args: "[NAME...]",
+        help: "beside what users would pick instead, on a real chain",
+        run: chores::peers,
+    },
     Chore { name: "nightly", args: "", help: "the long variants of the random tests", run: chores::nightly },
     Chore {
         name: "corpus",

@@ -1,0 +1,269 @@
+//! Chainweir beside what its users would pick instead, on the same anvil chain and the same PostgreSQL server, one after
+//! the other: `cargo x peers`. It says, for each: events a second from the start of the process to the last event, the
+//! same from the first event on, the most memory, and how long after a block its event is there.
+//!
+//! The chain has 500 blocks of 200 ERC-20 transfers. A peer is one function here and a folder beside this file.
+
+#[path = "../../tests/harness/mod.rs"]
+mod harness;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use harness::anvil::Anvil;
+use harness::chain::{Chain, Contract};
+use harness::postgres::Postgres;
+use harness::process::folder;
+use serde_json::json;
+
+const BLOCKS: u64 = 500;
+const TRANSFERS: u64 = 200;
+const ALL: u64 = BLOCKS * TRANSFERS;
+/// Blocks mined one by one, for the time from a block to its event.
+const SINGLE: usize = 100;
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Where events arrive: how many there are by now.
+enum Place {
+    Rows { client: tokio_postgres::Client, table: String },
+    Hook(Arc<AtomicU64>),
+}
+
+impl Place {
+    async fn count(&self) -> u64 {
+        match self {
+            // No table yet: nothing has come.
+            Self::Rows { client, table } => {
+                let row = client.query_one(&format!("select count(*) from {table}"), &[]).await;
+                row.map_or(0, |row| row.get::<_, i64>(0) as u64)
+            }
+            Self::Hook(count) => count.load(Ordering::Relaxed),
+        }
+    }
+
+    /// When there were so many.
+    async fn until(&self, count: u64, step: Duration) -> Instant {
+        let began = Instant::now();
+        while self.count().await < count {
+            assert!(began.elapsed() < PATIENCE, "{} of {count} events after {PATIENCE:?}", self.count().await);
+            tokio::time::sleep(step).await;
+        }
+        Instant::now()
+    }
+}
+
+struct Figures {
+    name: String,
+    whole: Duration,
+    from_first: Duration,
+    peak_mib: f64,
+    after_block_ms: Vec<f64>,
+}
+
+/// A process with all its children, ended with this.
+struct Running(Child);
+
+impl Running {
+    /// The most that it and its children ever had resident, summed: children of one program do not come and go.
+    fn peak_mib(&self) -> f64 {
+        let mut all = vec![self.0.id()];
+        let mut next = 0;
+        while let Some(pid) = all.get(next).copied() {
+            next += 1;
+            let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+            for task in tasks {
+                let children = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+                all.extend(children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+            }
+        }
+        let peak = |pid: &u32| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+            line.split_whitespace().next()?.parse::<f64>().ok()
+        };
+        all.iter().filter_map(peak).sum::<f64>() / 1024.0
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+struct Town {
+    anvil: Anvil,
+    chain: Chain,
+    token: Contract,
+}
+
+impl Town {
+    async fn found() -> Self {
+        let anvil = Anvil::start(&["--no-mining", "--order", "fifo", "--gas-limit", "100000000"]).expect("anvil");
+        let chain = Chain::connect(&anvil.http()).await;
+        let token = chain.deploy("Token", &["Peer".into(), "PEER".into()]).await;
+        Self { anvil, chain, token }
+    }
+
+    async fn block(&self, transfers: u64) {
+        let sender = |i: u64| self.chain.accounts[(i % 10) as usize];
+        let to = |i: u64| self.chain.accounts[(i / 10 % 10) as usize];
+        let calls: Vec<_> = (0..transfers).map(|i| self.token.mint(sender(i), to(i), i + 1)).collect();
+        let sent = calls.iter().map(|call| self.chain.send(call));
+        futures::stream::iter(sent).buffered(10).collect::<Vec<_>>().await;
+        self.chain.call("evm_mine", json!([])).await;
+    }
+}
+
+/// Runs one of them from an empty start: first all that is there, then a block at a time.
+async fn measure(name: &str, town: &Town, place: Place, start: impl FnOnce() -> Running) -> Figures {
+    let there = ALL + town.chain.head().await.saturating_sub(BLOCKS + 1);
+    let began = Instant::now();
+    let running = start();
+    let first = place.until(1, Duration::from_millis(5)).await;
+    let last = place.until(there, Duration::from_millis(5)).await;
+    let peak_mib = running.peak_mib();
+    let mut after_block_ms = vec![];
+    for n in 1..=SINGLE as u64 {
+        town.block(1).await;
+        let mined = Instant::now();
+        let seen = place.until(there + n, Duration::from_micros(500)).await;
+        after_block_ms.push(seen.duration_since(mined).as_secs_f64() * 1e3);
+    }
+    after_block_ms.sort_by(f64::total_cmp);
+    let figures =
+        Figures { name: name.into(), whole: last - began, from_first: last - first, peak_mib, after_block_ms };
+    println!("{}", figures.line(there));
+    figures
+}
+
+impl Figures {
+    fn line(&self, events: u64) -> String {
+        let rate = |time: Duration| events as f64 / time.as_secs_f64();
+        let at = |share: f64| self.after_block_ms[(share * (self.after_block_ms.len() - 1) as f64) as usize];
+        format!(
+            "| {} | {:.0} | {:.0} | {:.0} | {:.1} | {:.1} |",
+            self.name,
+            rate(self.whole),
+            rate(self.from_first),
+            self.peak_mib,
+            at(0.5),
+            at(0.99)
+        )
+    }
+}
+
+/// `output`: the table of the configuration.
+fn chainweir(dir: &Path, town: &Town, verify: &str, output: &str, env: &[(&str, String)]) -> Running {
+    let config = format!(
+        "[http]\nlisten = \"127.0.0.1:{}\"\n\n[chain.local]\nrpc = {:?}\nstart = 0\nverify = {verify:?}\nfinality = {{ depth = 5 }}\n\n\
+         [output.place]\n{output}\n\n[[route]]\nfrom = \"erc20-transfers.transfers\"\nto = [\"place\"]\n",
+        harness::free_port(),
+        town.anvil.ws(),
+    );
+    std::fs::write(dir.join("chainweir.toml"), config).expect("a file in the test's folder");
+    let mut program = Command::new(env!("CARGO_BIN_EXE_chainweir"));
+    program.arg("run").current_dir(dir).envs(env.iter().map(|(name, value)| (*name, value.as_str())));
+    Running(logged(program, dir))
+}
+
+fn logged(mut program: Command, dir: &Path) -> Child {
+    let log = std::fs::File::create(dir.join("log")).expect("a log in the folder");
+    program.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
+    program.spawn().expect("the program runs")
+}
+
+fn ponder(dir: &Path, town: &Town, postgres: &Postgres) -> Running {
+    let mut program = Command::new("node");
+    program.arg("node_modules/ponder/dist/esm/bin/ponder.js");
+    program.args(["start", "--schema", "ponder", "--hostname", "127.0.0.1", "--port"]);
+    program.arg(harness::free_port().to_string()).current_dir(dir);
+    program.env("PONDER_TELEMETRY_DISABLED", "true").env("DATABASE_URL", postgres.url());
+    program.env("RPC_URL", town.anvil.http()).env("WS_URL", town.anvil.ws());
+    program.env("TOKEN", town.token.address.to_string());
+    Running(logged(program, dir))
+}
+
+/// The peer's folder with what npm brings, below `target`.
+fn ponder_folder() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (from, to) = (root.join("benches/peers/ponder"), root.join("target/peers/ponder"));
+    std::fs::create_dir_all(&to).expect("a folder below target");
+    let copied = Command::new("cp").arg("-R").arg(format!("{}/.", from.display())).arg(&to).status();
+    assert!(copied.is_ok_and(|status| status.success()), "the peer's folder is copied");
+    let npm = Command::new("npm").args(["install", "--no-audit", "--no-fund", "--silent"]).current_dir(&to).status();
+    assert!(npm.is_ok_and(|status| status.success()), "npm installs {}", to.join("package.json").display());
+    to
+}
+
+/// Counts the events in what is posted: one, or an array of them.
+async fn counter() -> (String, Arc<AtomicU64>) {
+    let count = Arc::new(AtomicU64::new(0));
+    let own = count.clone();
+    let take = move |body: axum::body::Bytes| async move {
+        let events = match serde_json::from_slice::<Vec<&serde_json::value::RawValue>>(&body) {
+            Ok(all) => all.len() as u64,
+            Err(_) => 1,
+        };
+        own.fetch_add(events, Ordering::Relaxed);
+        axum::http::StatusCode::NO_CONTENT
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}/hook", listener.local_addr().expect("a bound socket has an address"));
+    let app = axum::Router::new().fallback(take).layer(axum::extract::DefaultBodyLimit::disable());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    (url, count)
+}
+
+async fn rows(postgres: &Postgres, table: &str) -> Place {
+    let (client, connection) =
+        tokio_postgres::connect(&postgres.url(), tokio_postgres::NoTls).await.expect("PostgreSQL is there");
+    tokio::spawn(connection);
+    Place::Rows { client, table: table.to_owned() }
+}
+
+#[tokio::main]
+async fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let wants = |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()));
+    let town = Town::found().await;
+    let began = Instant::now();
+    for _ in 0..BLOCKS {
+        town.block(TRANSFERS).await;
+    }
+    eprintln!("{BLOCKS} blocks of {TRANSFERS} transfers: {:.0?}", began.elapsed());
+    let postgres = Postgres::start().await.expect("PostgreSQL");
+    println!(
+        "| | events/s, from its start | events/s, from the first event | peak MiB | block to event p50, ms | p99, ms |"
+    );
+    println!("|---|---|---|---|---|---|");
+    let dir = || folder(&["erc20-transfers"]);
+    for (verify, how) in [("receipts", "every log proven"), ("bloom", "the node believed, as peers do")] {
+        if wants("chainweir-postgres") {
+            let (dir, place) = (dir(), rows(&postgres, &format!("{verify}.erc20_transfers_transfers")).await);
+            let output = format!("type = \"postgres\"\nurl_env = \"DATABASE_URL\"\nschema = {verify:?}");
+            let env = [("DATABASE_URL", postgres.url())];
+            let start = || chainweir(dir.path(), &town, verify, &output, &env);
+            measure(&format!("Chainweir to PostgreSQL, {how}"), &town, place, start).await;
+        }
+        for (name, size, batch) in
+            [("chainweir-webhook", "one event each", 1), ("chainweir-batches", "up to 500 each", 500)]
+        {
+            if wants(name) {
+                let (dir, (url, count)) = (dir(), counter().await);
+                let output = format!("type = \"webhook\"\nurl = {url:?}\nallow_private = true\nbatch = {batch}");
+                let start = || chainweir(dir.path(), &town, verify, &output, &[]);
+                measure(&format!("Chainweir to webhook, {size}, {how}"), &town, Place::Hook(count), start).await;
+            }
+        }
+    }
+    if wants("ponder-postgres") {
+        let (dir, place) = (ponder_folder(), rows(&postgres, "ponder.transfer").await);
+        measure("Ponder 0.16.10 to PostgreSQL", &town, place, || ponder(&dir, &town, &postgres)).await;
+    }
+}
