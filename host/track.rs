@@ -21,12 +21,13 @@ use crate::model::{BlockRef, ChainId, Transaction};
 /// Items of one chain.
 pub const MOST: usize = 1_000_000;
 /// Counts of confirmations that one item asks for.
-pub const CONFIRMATIONS_MOST: usize = 16;
-pub const LABEL_MOST: usize = 256;
+const CONFIRMATIONS_MOST: usize = 16;
+const LABEL_MOST: usize = 256;
 /// What has come to its end is told so long to whoever asks.
 const KEPT_SECONDS: u64 = 86_400;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub enum Key {
     Hash(B256),
     Nonce(Address, u64),
@@ -53,6 +54,42 @@ impl std::str::FromStr for Key {
             None => text.parse().ok().map(Self::Hash),
         };
         parsed.ok_or_else(|| format!("'{text}' is neither a transaction's hash nor SENDER/NONCE"))
+    }
+}
+
+impl From<Key> for String {
+    fn from(key: Key) -> Self {
+        key.to_string()
+    }
+}
+
+impl TryFrom<String> for Key {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// What is to be watched, and when to speak of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wish {
+    pub key: Key,
+    pub confirmations: Vec<u64>,
+    pub label: Option<String>,
+}
+
+impl Wish {
+    /// `Err`: what of it is too much, in a sentence.
+    pub fn checked(self) -> Result<Self, String> {
+        let Self { key, confirmations, label } = &self;
+        if confirmations.len() > CONFIRMATIONS_MOST || confirmations.contains(&0) {
+            return Err(format!("{key}: confirmations are at most {CONFIRMATIONS_MOST} numbers, each 1 or more"));
+        }
+        if label.as_ref().is_some_and(|label| label.len() > LABEL_MOST) {
+            return Err(format!("{key}: a label has at most {LABEL_MOST} bytes"));
+        }
+        Ok(self)
     }
 }
 

@@ -177,3 +177,50 @@ async fn one_that_a_plugin_cannot_bear_hides_no_other_and_stops_no_block() {
     both_at(&process, &chain).await;
     process.terminate().await;
 }
+
+/// What a plugin asks to be watched is part of its step: neither a kill nor the plugin's end takes it away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plugin_has_a_transaction_followed_to_its_end() {
+    let Some(anvil) = Anvil::start(&["--no-mining"]) else { return };
+    let chain = Chain::connect(&anvil.http()).await;
+    let (alice, bob) = (chain.accounts[1], chain.accounts[2]);
+    chain.mine(3).await;
+    let dir = folder(&["pending-transactions"]);
+    let config = format!(
+        "[chain.local]\nrpc = \"{}\"\npoll_ms = 50\nstart = 0\nfinality = {{ depth = 4 }}\n\n\
+         [plugin.pending-transactions]\nconfig = {{ parties = [\"{bob}\"], track = [2] }}\n",
+        anvil.ws()
+    );
+    let mut process = Process::start(dir.path(), &config).await;
+    process.until_at(&chain.hash(3).await.to_string()).await;
+    until("a transaction to be told", || async {
+        chain.send(&ether(alice, bob, 7)).await;
+        (!process.feed("pending-transactions.transactions").await.is_empty()).then_some(())
+    })
+    .await;
+    // The step is durable; whether it has been taken in yet is chance.
+    process.kill();
+    process = Process::start(dir.path(), &config).await;
+    let told = process.feed("pending-transactions.transactions").await;
+    let hash = told[0]["data"]["tx"].clone();
+    until("the stream", || async { process.get("/streams").await?.contains("chainweir.transactions").then_some(()) })
+        .await;
+    let statuses = async |process: &Process| -> Vec<Value> {
+        let all = process.feed("chainweir.transactions").await;
+        all.iter().filter(|item| item["data"]["hash"] == hash).map(|item| item["data"]["status"].clone()).collect()
+    };
+    until("it to be known as pending", || async { statuses(&process).await.contains(&json!("pending")).then_some(()) })
+        .await;
+    for _ in 0..8 {
+        chain.mine(1).await;
+        process.until_at(&chain.hash(chain.head().await).await.to_string()).await;
+    }
+    let all = until("its end", || async {
+        let all = statuses(&process).await;
+        (all.last() == Some(&json!("finalized"))).then_some(all)
+    })
+    .await;
+    let after = all.iter().skip_while(|status| **status != "included").cloned().collect::<Vec<_>>();
+    assert_eq!(after, ["included", "confirmed", "finalized"], "{all:?}");
+    process.terminate().await;
+}

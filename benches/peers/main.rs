@@ -22,7 +22,6 @@ use serde_json::json;
 
 const BLOCKS: u64 = 500;
 const TRANSFERS: u64 = 200;
-const ALL: u64 = BLOCKS * TRANSFERS;
 /// Blocks mined one by one, for the time from a block to its event.
 const SINGLE: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -45,9 +44,27 @@ impl Place {
         }
     }
 
-    /// When there were so many.
-    async fn until(&self, count: u64, step: Duration) -> Instant {
-        let began = Instant::now();
+    /// When there were so many. Counting rows is work for the server: seldom where there are many.
+    fn step(&self, many: bool) -> Duration {
+        match self {
+            Self::Rows { .. } if many => Duration::from_millis(100),
+            _ => Duration::from_micros(500),
+        }
+    }
+
+    /// So that counting costs nothing from here on. How many there are then.
+    async fn empty(&self, there: u64) -> u64 {
+        match self {
+            Self::Rows { client, table } => {
+                client.batch_execute(&format!("truncate table {table}")).await.expect("the rows are there");
+                0
+            }
+            Self::Hook(_) => there,
+        }
+    }
+
+    async fn until(&self, count: u64, many: bool) -> Instant {
+        let (began, step) = (Instant::now(), self.step(many));
         while self.count().await < count {
             assert!(began.elapsed() < PATIENCE, "{} of {count} events after {PATIENCE:?}", self.count().await);
             tokio::time::sleep(step).await;
@@ -100,6 +117,7 @@ struct Town {
     anvil: Anvil,
     chain: Chain,
     token: Contract,
+    logs: AtomicU64,
 }
 
 impl Town {
@@ -107,7 +125,7 @@ impl Town {
         let anvil = Anvil::start(&["--no-mining", "--order", "fifo", "--gas-limit", "100000000"]).expect("anvil");
         let chain = Chain::connect(&anvil.http()).await;
         let token = chain.deploy("Token", &["Peer".into(), "PEER".into()]).await;
-        Self { anvil, chain, token }
+        Self { anvil, chain, token, logs: AtomicU64::new(0) }
     }
 
     async fn block(&self, transfers: u64) {
@@ -117,28 +135,41 @@ impl Town {
         let sent = calls.iter().map(|call| self.chain.send(call));
         futures::stream::iter(sent).buffered(10).collect::<Vec<_>>().await;
         self.chain.call("evm_mine", json!([])).await;
+        self.logs.fetch_add(transfers, Ordering::Relaxed);
     }
 }
 
 /// Runs one of them from an empty start: first all that is there, then a block at a time.
 async fn measure(name: &str, town: &Town, place: Place, start: impl FnOnce() -> Running) -> Figures {
-    let there = ALL + town.chain.head().await.saturating_sub(BLOCKS + 1);
+    let all = town.logs.load(Ordering::Relaxed);
+    let there = all;
     let began = Instant::now();
     let running = start();
-    let first = place.until(1, Duration::from_millis(5)).await;
-    let last = place.until(there, Duration::from_millis(5)).await;
+    // A chain goes on, and some follow its last blocks only then.
+    let ticking = async {
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            town.block(0).await;
+        }
+    };
+    let arriving = async { (place.until(1, true).await, place.until(there, true).await) };
+    let (first, last) = tokio::select! {
+        times = arriving => times,
+        () = ticking => unreachable!("it goes on"),
+    };
     let peak_mib = running.peak_mib();
+    let there = place.empty(there).await;
     let mut after_block_ms = vec![];
     for n in 1..=SINGLE as u64 {
         town.block(1).await;
         let mined = Instant::now();
-        let seen = place.until(there + n, Duration::from_micros(500)).await;
+        let seen = place.until(there + n, false).await;
         after_block_ms.push(seen.duration_since(mined).as_secs_f64() * 1e3);
     }
     after_block_ms.sort_by(f64::total_cmp);
     let figures =
         Figures { name: name.into(), whole: last - began, from_first: last - first, peak_mib, after_block_ms };
-    println!("{}", figures.line(there));
+    println!("{}", figures.line(all));
     figures
 }
 
@@ -244,17 +275,15 @@ async fn main() {
     println!("|---|---|---|---|---|---|");
     let dir = || folder(&["erc20-transfers"]);
     for (verify, how) in [("receipts", "every log proven"), ("bloom", "the node believed, as peers do")] {
-        if wants("chainweir-postgres") {
+        if wants(&format!("chainweir-{verify}-postgres")) {
             let (dir, place) = (dir(), rows(&postgres, &format!("{verify}.erc20_transfers_transfers")).await);
             let output = format!("type = \"postgres\"\nurl_env = \"DATABASE_URL\"\nschema = {verify:?}");
             let env = [("DATABASE_URL", postgres.url())];
             let start = || chainweir(dir.path(), &town, verify, &output, &env);
             measure(&format!("Chainweir to PostgreSQL, {how}"), &town, place, start).await;
         }
-        for (name, size, batch) in
-            [("chainweir-webhook", "one event each", 1), ("chainweir-batches", "up to 500 each", 500)]
-        {
-            if wants(name) {
+        for (name, size, batch) in [("webhook", "one event each", 1), ("batches", "up to 500 each", 500)] {
+            if wants(&format!("chainweir-{verify}-{name}")) {
                 let (dir, (url, count)) = (dir(), counter().await);
                 let output = format!("type = \"webhook\"\nurl = {url:?}\nallow_private = true\nbatch = {batch}");
                 let start = || chainweir(dir.path(), &town, verify, &output, &[]);

@@ -182,7 +182,7 @@ pub const LIMITS: Section = Section {
     ],
 };
 
-pub const GRANTS: &[&str] = &["config", "state", "log"];
+pub const GRANTS: &[&str] = &["config", "state", "log", "tracking"];
 
 pub const OUTPUT: Section = Section {
     title: "[output.NAME]",

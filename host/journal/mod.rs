@@ -118,6 +118,10 @@ pub struct Step {
     pub state: Vec<(Vec<u8>, Option<Vec<u8>>)>,
     pub entries: Vec<NewEntry>,
     pub poison: Vec<PoisonEvent>,
+    /// What is asked for of the chain, beside the step's own work; kept though its block is orphaned.
+    pub asks: Vec<Vec<u8>>,
+    /// What was asked for of the chain up to here has been taken in by this step.
+    pub taken: Option<i64>,
 }
 
 /// An event that a plugin could not process and was allowed to pass.
@@ -365,6 +369,8 @@ pub trait Journal: Send + Sync + 'static {
     /// Every edit of a watch set, in order.
     fn edits(&self, each: &mut dyn FnMut(Edit)) -> Result<(), JournalError>;
     fn catch_ups(&self, consumer: ConsumerId) -> Result<Vec<CatchUp>, JournalError>;
+    /// What was asked for of a chain and is not taken in yet, oldest first, each with its number.
+    fn asks(&self, chain: ChainId, limit: usize) -> Result<Vec<(i64, Vec<u8>)>, JournalError>;
 
     /// Newest first.
     fn versions(&self, plugin: &PluginName) -> Result<Vec<Version>, JournalError>;

@@ -93,4 +93,8 @@ CREATE TABLE catch_up (
   PRIMARY KEY (consumer, edit)
 ) WITHOUT ROWID;
 ",
+    r"
+-- What plugins ask for of a chain, until whoever does it has taken it in.
+CREATE TABLE ask (id INTEGER PRIMARY KEY AUTOINCREMENT, chain INTEGER NOT NULL, body BLOB NOT NULL);
+",
 ];

@@ -754,6 +754,14 @@ impl Journal for SqliteJournal {
         })
     }
 
+    fn asks(&self, chain: ChainId, limit: usize) -> Result<Vec<(i64, Vec<u8>)>> {
+        self.read(|db| {
+            db.prepare_cached("SELECT id, body FROM ask WHERE chain = ?1 ORDER BY id LIMIT ?2")?
+                .query_map(params![chain.0 as i64, limit], |r| Ok((r.get(0)?, r.get(1)?)))?
+                .collect()
+        })
+    }
+
     fn versions(&self, plugin: &PluginName) -> Result<Vec<Version>> {
         self.read(|db| {
             db.prepare_cached(

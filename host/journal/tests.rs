@@ -89,6 +89,8 @@ fn process(at: BlockRef, state: &State, tracks: &[TrackId], incarnation: u32) ->
         state: changes.into_iter().collect(),
         entries,
         poison: vec![],
+        asks: vec![],
+        taken: None,
     }
 }
 
@@ -672,4 +674,40 @@ async fn a_scan_finds_the_keys_of_its_prefix_and_no_others() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn what_is_asked_for_is_there_until_it_is_taken_in_though_its_block_is_orphaned() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal.db");
+    let journal = SqliteJournal::open(&path).unwrap();
+    let plugin: PluginName = "asks".parse().unwrap();
+    let mut ids = vec![];
+    for chain in [CHAIN, ChainId(CHAIN.0 + 1)] {
+        let made = Write::Consumer { plugin: plugin.clone(), chain, state_version: 1 };
+        ids.push(ConsumerId(journal.commit(made).await.unwrap().id));
+    }
+    let of = |consumer, chain, from: Option<BlockRef>, number, asks: &[&str], taken| {
+        let cursor = BlockRef { chain, ..block(number, 0) };
+        let from = from.map(|from| BlockRef { chain, ..from });
+        let asks = asks.iter().map(|ask| ask.as_bytes().to_vec()).collect();
+        let step = process(cursor, &State::new(), &[TrackId(1)], 0);
+        Write::Step(Step { consumer, from, asks, taken, entries: vec![], ..step })
+    };
+    let (own, other) = (CHAIN, ChainId(CHAIN.0 + 1));
+    journal.commit(of(ids[0], own, None, 1, &["a"], None)).await.unwrap();
+    journal.commit(of(ids[1], other, None, 1, &["else"], None)).await.unwrap();
+    journal.commit(of(ids[0], own, Some(block(1, 0)), 2, &["b", "c"], None)).await.unwrap();
+    journal.commit(Write::Undo { consumer: ids[0], from: block(2, 0), to: block(1, 0) }).await.unwrap();
+    journal.close(Duration::from_secs(5)).unwrap();
+    drop(journal);
+    let journal = SqliteJournal::open(&path).unwrap();
+    let bodies = |chain| -> Vec<String> {
+        let asks = journal.asks(chain, 10).unwrap();
+        asks.into_iter().map(|(_, body)| String::from_utf8(body).unwrap()).collect()
+    };
+    assert_eq!((bodies(own), bodies(other)), (vec!["a".into(), "b".into(), "c".into()], vec!["else".to_owned()]));
+    let second = journal.asks(own, 2).unwrap()[1].0;
+    journal.commit(of(ids[0], own, Some(block(1, 0)), 3, &["d"], Some(second))).await.unwrap();
+    assert_eq!((bodies(own), bodies(other)), (vec!["c".into(), "d".into()], vec!["else".to_owned()]));
 }

@@ -162,6 +162,14 @@ fn step(db: &Connection, last_offset: &mut u64, s: &Step) -> Result<()> {
     for p in &s.poison {
         poison.execute(params![id, p.block.number, blob(&p.block.hash), position_code(p.position), p.why, now_ms()])?;
     }
+    let chain = s.cursor.chain.0 as i64;
+    let mut ask = db.prepare_cached("INSERT INTO ask (chain, body) VALUES (?1, ?2)")?;
+    for body in &s.asks {
+        ask.execute(params![chain, body])?;
+    }
+    if let Some(taken) = s.taken {
+        db.prepare_cached("DELETE FROM ask WHERE chain = ?1 AND id <= ?2")?.execute(params![chain, taken])?;
+    }
 
     let finalized = s.finalized.max(before.finalized);
     if finalized > before.finalized {

@@ -184,6 +184,8 @@ impl House {
             state: vec![],
             entries: entries.collect(),
             poison: vec![],
+            asks: vec![],
+            taken: None,
         };
         self.path.push(at);
         self.journal.commit(Write::Step(step)).await.unwrap();

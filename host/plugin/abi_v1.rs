@@ -19,11 +19,13 @@ use crate::model::{
     Child, EventAbi, EventKind, Factory, Manifest, Place, PluginName, SetName, StreamName, StreamSpec, Subscription,
 };
 
+use crate::track::{Key, Wish};
+
 mod wit {
     wasmtime::component::bindgen!({ path: "sdk/wit", world: "plugin", imports: { default: trappable } });
 }
 
-use wit::chainweir::plugin::{config, log, state};
+use wit::chainweir::plugin::{config, log, state, tracking};
 use wit::exports::chainweir::plugin::processor;
 
 /// Starting may take longer than a call: an interpreter sets itself up.
@@ -220,6 +222,26 @@ impl state::Host for Host {
     }
 }
 
+impl tracking::Host for Host {
+    fn watch(
+        &mut self,
+        transaction: tracking::Transaction,
+        confirmations: Vec<u64>,
+        label: Option<String>,
+    ) -> wasmtime::Result<()> {
+        let key = match &transaction {
+            tracking::Transaction::Hash(hash) => B256::try_from(hash.as_slice()).ok().map(Key::Hash),
+            tracking::Transaction::Nonce((sender, nonce)) => {
+                Address::try_from(sender.as_slice()).ok().map(|sender| Key::Nonce(sender, *nonce))
+            }
+        };
+        let key = key.ok_or_else(|| Stopped::Ceiling("it asked to watch a hash or sender of a wrong length".into()))?;
+        let wish = Wish { key, confirmations, label }.checked();
+        let wish = wish.map_err(|why| Stopped::Ceiling(format!("it asked to watch a transaction: {why}")))?;
+        self.with_state(|state| state.watch(wish))
+    }
+}
+
 fn link(compiled: &Compiled, grants: &Grants) -> wasmtime::Result<InstancePre<Host>> {
     let engine = &compiled.engine.wasm;
     let mut linker = Linker::new(engine);
@@ -229,6 +251,7 @@ fn link(compiled: &Compiled, grants: &Grants) -> wasmtime::Result<InstancePre<Ho
             Capability::Config => config::add_to_linker::<_, HasSelf<Host>>(&mut linker, |host| host)?,
             Capability::State => state::add_to_linker::<_, HasSelf<Host>>(&mut linker, |host| host)?,
             Capability::Log => log::add_to_linker::<_, HasSelf<Host>>(&mut linker, |host| host)?,
+            Capability::Tracking => tracking::add_to_linker::<_, HasSelf<Host>>(&mut linker, |host| host)?,
         }
     }
     // What else it imports is there to be called and to stop it by name. Many a guest imports more than it calls.

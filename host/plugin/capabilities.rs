@@ -31,10 +31,11 @@ pub enum Capability {
     Config,
     State,
     Log,
+    Tracking,
 }
 
 impl Capability {
-    pub const ALL: [Self; 3] = [Self::Config, Self::State, Self::Log];
+    pub const ALL: [Self; 4] = [Self::Config, Self::State, Self::Log, Self::Tracking];
 
     /// As in the configuration, and as the import is called.
     pub fn as_str(self) -> &'static str {
@@ -42,6 +43,7 @@ impl Capability {
             Self::Config => "config",
             Self::State => "state",
             Self::Log => "log",
+            Self::Tracking => "tracking",
         }
     }
 }

@@ -20,6 +20,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{BlockRef, ContentType, EventPosition};
+use crate::track::Wish;
 
 /// SHA-256 of a .wasm file.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -144,6 +145,8 @@ pub struct StepOutput {
     pub emissions: Vec<RawEmission>,
     /// The last value of each key that was written; `None` deletes. In key order.
     pub state: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    /// Transactions whose way is to be followed.
+    pub watches: Vec<Wish>,
     pub poison: Vec<Poison>,
     /// Calls of `process`, and the time they took.
     pub calls: u32,

@@ -1,13 +1,16 @@
-//! What a step wrote, over what was committed before it. Reads see the step's own writes; a batch that fails
-//! is taken back alone. Knows keys and bytes, nothing of plugins.
+//! What a step wrote and asked for, over what was committed before it. Reads see the step's own writes; a batch that
+//! fails is taken back alone. Knows keys and bytes, nothing of plugins.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use super::{HOST_KEYS, StateRead};
+use crate::track::Wish;
 
 /// Counted for an entry beside its bytes, so that tiny entries are not free.
 const ENTRY_BYTES: usize = 32;
+/// Counted for a transaction to be watched, beside its label.
+const WATCH_BYTES: usize = 256;
 /// Entries asked of the journal at a time.
 const CHUNK: u32 = 1024;
 
@@ -31,6 +34,9 @@ pub(super) struct Overlay {
     /// What this batch replaced in `written`: `None` where the key was not there.
     undo: BTreeMap<Vec<u8>, Option<Written>>,
     bytes_before: usize,
+    /// Transactions that are to be watched, and how many of them stand.
+    watches: Vec<Wish>,
+    watches_before: usize,
     max_bytes: usize,
     max_value: usize,
     /// Bytes of one answer to a read.
@@ -49,6 +55,8 @@ impl Overlay {
             bytes: 0,
             undo: BTreeMap::new(),
             bytes_before: 0,
+            watches: Vec::new(),
+            watches_before: 0,
             max_bytes,
             max_value,
             max_read,
@@ -59,6 +67,7 @@ impl Overlay {
     pub(super) fn keep(&mut self) {
         self.undo.clear();
         self.bytes_before = self.bytes;
+        self.watches_before = self.watches.len();
     }
 
     /// What was written since the last `keep` was never written.
@@ -70,6 +79,7 @@ impl Overlay {
             };
         }
         self.bytes = self.bytes_before;
+        self.watches.truncate(self.watches_before);
     }
 
     /// Earlier batches of the step used so much of the room that a batch which reaches the ceiling need not be to blame.
@@ -77,8 +87,20 @@ impl Overlay {
         self.bytes_before > self.max_bytes / 2
     }
 
-    pub(super) fn into_written(self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
-        self.written.into_iter().collect()
+    pub(super) fn into_written(self) -> (Vec<(Vec<u8>, Option<Vec<u8>>)>, Vec<Wish>) {
+        (self.written.into_iter().collect(), self.watches)
+    }
+
+    /// Counts as state does.
+    pub(super) fn watch(&mut self, wish: Wish) -> Result<(), Denied> {
+        let bytes = WATCH_BYTES + wish.label.as_ref().map_or(0, String::len);
+        if self.bytes + bytes > self.max_bytes {
+            let why = format!("the step wrote and asked for more than state_write_bytes = {}", self.max_bytes);
+            return Err(Denied::TooMuch(why));
+        }
+        self.bytes += bytes;
+        self.watches.push(wish);
+        Ok(())
     }
 
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Denied> {

@@ -135,7 +135,7 @@ impl Worker {
         }
         done?;
         self.narrow = None;
-        out.state = overlay.expect("a step that succeeded holds its state").into_written();
+        (out.state, out.watches) = overlay.expect("a step that succeeded holds its state").into_written();
         Ok(out)
     }
 }

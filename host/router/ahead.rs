@@ -9,38 +9,46 @@
 //! its own. How many blocks a range has follows from how much is in them. What is held is bounded by bytes.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::future::{BoxFuture, Shared};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 
 use super::blocks::Plan;
 use crate::index::Matched;
 use crate::model::{Block, BlockRef, Transfer, Wanted};
 use crate::source::{Range, ReadError, Source};
 
-/// Ranges that are being read at a time.
+/// Ranges that are being read at a time; and before anything is known of how much is in them.
 const AT_ONCE: usize = 16;
-/// What a range should come to; with all that are being read, and as much held: 64 MiB a chain.
-const RANGE_BYTES: usize = 2 << 20;
-const HELD_BYTES: usize = 32 << 20;
+const AT_ONCE_BLINDLY: usize = 4;
+/// What a range should come to, and what is held, with what is being read, of one chain.
+const RANGE_BYTES: usize = 1 << 20;
+const HELD_BYTES: usize = 16 << 20;
 const BLOCKS_LEAST: u64 = 16;
+/// Before anything is known of what is in them: a guess that is too large fills memory, one too small is doubled soon.
+const BLOCKS_FIRST: u64 = 32;
 const BLOCKS_MOST: u64 = 512;
 /// No source is asked for more at once.
 const RANGE_BLOCKS: u64 = 2_000;
 /// Blocks of one range whose traces are asked for: a node executes them anew.
 const TRACED_AT_ONCE: usize = 8;
-/// Nobody catches up any more: nothing is held.
-const IDLE: Duration = Duration::from_secs(5);
+/// Nobody was near it for so long: it is not held. A slow plugin takes its time between two ranges.
+const IDLE: Duration = Duration::from_secs(60);
 
 /// A range's blocks, at most up to its end.
 struct Piece {
     wanted: Wanted,
     end: u64,
     read: Reading,
+    /// Somebody came by, on the way to what is needed next.
     used: Instant,
+    /// Somebody was given it. Until then it makes no room for others: it would be read twice.
+    taken: bool,
 }
 
 type Reading = Shared<BoxFuture<'static, Result<Arc<Read>, ReadError>>>;
@@ -68,8 +76,37 @@ impl Piece {
 
 pub struct Ahead {
     source: Arc<dyn Source>,
-    /// By first block, and how many blocks the next one is to have.
-    pieces: Mutex<(BTreeMap<u64, Piece>, u64)>,
+    pieces: Mutex<Pieces>,
+    /// How many wait for a range now.
+    waiting: AtomicUsize,
+}
+
+struct Pieces {
+    by_first: BTreeMap<u64, Piece>,
+    /// How many blocks the next one is to have, and whether that is more than a guess.
+    blocks: u64,
+    known: bool,
+}
+
+impl Pieces {
+    fn held(&self) -> usize {
+        self.by_first.values().filter_map(Piece::done).map(|read| read.bytes).sum()
+    }
+}
+
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 fn bytes(block: &Block) -> usize {
@@ -80,10 +117,11 @@ fn bytes(block: &Block) -> usize {
 
 impl Ahead {
     pub fn new(source: Arc<dyn Source>) -> Self {
-        Self { source, pieces: Mutex::new((BTreeMap::new(), 256)) }
+        let pieces = Pieces { by_first: BTreeMap::new(), blocks: BLOCKS_FIRST, known: false };
+        Self { source, pieces: Mutex::new(pieces), waiting: AtomicUsize::new(0) }
     }
 
-    fn pieces(&self) -> MutexGuard<'_, (BTreeMap<u64, Piece>, u64)> {
+    fn pieces(&self) -> MutexGuard<'_, Pieces> {
         self.pieces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -96,9 +134,7 @@ impl Ahead {
         traced: bool,
     ) -> Result<(Vec<Arc<Matched>>, BlockRef), ReadError> {
         loop {
-            let (from, reading) = self.reading(first, last, plan.index.wanted());
-            let read = reading.await?;
-            self.learn(from, &read);
+            let read = self.read(first, last, plan.index.wanted()).await?;
             if read.to.number < first {
                 continue;
             }
@@ -112,24 +148,37 @@ impl Ahead {
         }
     }
 
+    async fn read(&self, first: u64, last: u64, wanted: &Wanted) -> Result<Arc<Read>, ReadError> {
+        let (from, reading) = self.reading(first, last, wanted);
+        let _waiting = Waiting::new(&self.waiting);
+        let read = reading.await?;
+        self.learn(from, &read);
+        Ok(read)
+    }
+
     /// The piece that holds a block, and others after it begun.
     fn reading(&self, first: u64, last: u64, wanted: &Wanted) -> (u64, Reading) {
-        let (pieces, blocks) = &mut *self.pieces();
-        let mut under_way = pieces.values().filter(|piece| piece.read.peek().is_none()).count();
-        let mut held: usize = pieces.values().filter_map(Piece::done).map(|read| read.bytes).sum();
+        let mut pieces = self.pieces();
+        let held = pieces.held();
+        let mut under_way = pieces.by_first.values().filter(|piece| piece.read.peek().is_none()).count();
+        let at_once = if pieces.known { AT_ONCE } else { AT_ONCE_BLINDLY };
         let (mut next, mut answer) = (first, None);
-        while next <= last && (answer.is_none() || (under_way < AT_ONCE && held < HELD_BYTES)) {
+        while next <= last {
             // One that failed is asked for again, by whoever needs it next.
-            let found = pieces.range_mut(..=next).next_back().filter(|(_, piece)| {
+            let found = pieces.by_first.range_mut(..=next).next_back().filter(|(_, piece)| {
                 piece.reaches() >= next && piece.wanted.covers(wanted) && !matches!(piece.read.peek(), Some(Err(_)))
             });
             let (from, reaches, read) = match found {
                 Some((from, piece)) => {
                     piece.used = Instant::now();
+                    piece.taken |= answer.is_none();
                     (*from, piece.reaches(), piece.read.clone())
                 }
+                None if answer.is_some() && (under_way >= at_once || held + under_way * RANGE_BYTES >= HELD_BYTES) => {
+                    break;
+                }
                 None => {
-                    let end = last.min((next / *blocks + 1) * *blocks - 1);
+                    let end = last.min((next / pieces.blocks + 1) * pieces.blocks - 1);
                     let reading = read(self.source.clone(), next, end, wanted.clone());
                     // A task of its own: it is read whether or not somebody waits for it.
                     let task = tokio::spawn(reading);
@@ -139,10 +188,9 @@ impl Ahead {
                         })
                     };
                     let read = reading.boxed().shared();
-                    let piece = Piece { wanted: wanted.clone(), end, read: read.clone(), used: Instant::now() };
-                    pieces.insert(next, piece);
+                    let (wanted, used, taken) = (wanted.clone(), Instant::now(), answer.is_none());
+                    pieces.by_first.insert(next, Piece { wanted, end, read: read.clone(), used, taken });
                     under_way += 1;
-                    held += RANGE_BYTES / 4;
                     (next, end, read)
                 }
             };
@@ -156,23 +204,27 @@ impl Ahead {
 
     /// What a range held says how large the next ones should be; what was not used for longest makes room.
     fn learn(&self, from: u64, read: &Read) {
-        let (pieces, blocks) = &mut *self.pieces();
+        let mut pieces = self.pieces();
         let count = (read.to.number - from + 1) as usize;
         let fits = (RANGE_BYTES / (read.bytes / count).max(1)) as u64;
         // Powers of two: ranges of different size begin at the same places.
         let fits = (fits.clamp(BLOCKS_LEAST, BLOCKS_MOST) + 1).next_power_of_two() / 2;
-        *blocks = if fits > *blocks { *blocks * 2 } else { fits };
-        let mut held: usize = pieces.values().filter_map(Piece::done).map(|read| read.bytes).sum();
+        pieces.blocks = if fits > pieces.blocks { pieces.blocks * 2 } else { fits };
+        pieces.known = true;
+        let mut held = pieces.held();
         while held > HELD_BYTES {
-            let done = pieces.iter().filter(|(at, piece)| **at != from && piece.done().is_some());
+            let done =
+                pieces.by_first.iter().filter(|(at, piece)| **at != from && piece.taken && piece.done().is_some());
             let Some(oldest) = done.min_by_key(|(_, piece)| piece.used).map(|(at, _)| *at) else { break };
-            held -= pieces.remove(&oldest).as_ref().and_then(Piece::done).map_or(0, |read| read.bytes);
+            held -= pieces.by_first.remove(&oldest).as_ref().and_then(Piece::done).map_or(0, |read| read.bytes);
         }
     }
 
-    /// Gives back what nobody has asked for in a while.
+    /// Gives back what nobody has asked for in a while. Whoever waits for a slow node comes by when it has answered.
     pub fn rest(&self) {
-        self.pieces().0.retain(|_, piece| piece.used.elapsed() < IDLE);
+        if self.waiting.load(Ordering::Relaxed) == 0 {
+            self.pieces().by_first.retain(|_, piece| piece.used.elapsed() < IDLE);
+        }
     }
 }
 
@@ -242,4 +294,100 @@ async fn read(source: Arc<dyn Source>, first: u64, end: u64, wanted: Wanted) -> 
         }
     };
     Ok(Arc::new(Read { blocks, to, bytes: size, transfers: OnceCell::new(), matched: Default::default() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ChainId, Header, Log};
+    use crate::source::Tag;
+    use alloy_primitives::{Address, B256};
+
+    /// Every block holds so many bytes, and every range takes its time.
+    struct Slow {
+        bytes: usize,
+        takes: Duration,
+        asked: Mutex<BTreeMap<u64, u32>>,
+    }
+
+    fn at(number: u64) -> BlockRef {
+        let hash = |n: u64| B256::from(alloy_primitives::U256::from(n.wrapping_add(1)));
+        BlockRef { chain: ChainId(1), number, hash: hash(number), parent: hash(number.wrapping_sub(1)), time: number }
+    }
+
+    #[async_trait::async_trait]
+    impl Source for Slow {
+        fn chain(&self) -> ChainId {
+            ChainId(1)
+        }
+        async fn head(&self) -> Result<BlockRef, ReadError> {
+            unreachable!()
+        }
+        async fn tagged(&self, _: Tag) -> Result<Option<BlockRef>, ReadError> {
+            unreachable!()
+        }
+        async fn by_hash(&self, _: B256) -> Result<BlockRef, ReadError> {
+            unreachable!()
+        }
+        async fn by_number(&self, _: u64) -> Result<BlockRef, ReadError> {
+            unreachable!()
+        }
+        async fn block(&self, _: &BlockRef, _: &Wanted) -> Result<Block, ReadError> {
+            unreachable!()
+        }
+        async fn changed(&self) {}
+        async fn range(&self, from: u64, to: u64, _: &Wanted) -> Result<Range, ReadError> {
+            for number in from..=to {
+                *self.asked.lock().unwrap().entry(number).or_default() += 1;
+            }
+            tokio::time::sleep(self.takes).await;
+            let log = Log {
+                index: 0,
+                transaction_index: 0,
+                transaction_hash: B256::ZERO,
+                address: Address::ZERO,
+                topics: vec![],
+                data: vec![0; self.bytes].into(),
+            };
+            let block = |number| Block {
+                header: Header::of(at(number)),
+                transactions: vec![],
+                transfers: vec![],
+                logs: vec![log.clone()],
+            };
+            Ok(Range { blocks: (from..=to).map(block).collect(), to: at(to) })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_node_and_a_slow_plugin_read_nothing_twice_and_hold_no_more_than_they_may() {
+        for (bytes, takes, step) in [(100_000, 20, 0), (100_000, 0, 20), (100_000, 20, 20), (1_000, 20, 20), (10, 1, 0)]
+        {
+            let takes = Duration::from_secs(takes);
+            let source = Arc::new(Slow { bytes, takes, asked: Mutex::default() });
+            let ahead = Arc::new(Ahead::new(source.clone()));
+            let resting = ahead.clone();
+            // As the router does.
+            let resting = tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(Duration::from_secs(2)).await;
+                    resting.rest();
+                }
+            });
+            let (mut next, last, mut most) = (0, 999, 0);
+            while next <= last {
+                let read = ahead.read(next, last, &Wanted::default()).await.unwrap();
+                next = read.to.number + 1;
+                most = most.max(ahead.pieces().held());
+                tokio::time::sleep(Duration::from_secs(step)).await;
+            }
+            resting.abort();
+            let asked = source.asked.lock().unwrap().clone();
+            assert_eq!(asked.len(), 1_000);
+            assert!(asked.values().all(|times| *times == 1), "{bytes} {takes:?} {step}: {asked:?}");
+            // The first few are of a size that was a guess.
+            let guessed = AT_ONCE_BLINDLY * BLOCKS_FIRST as usize * (bytes + 1_000);
+            assert!(most <= HELD_BYTES.max(guessed) + AT_ONCE * RANGE_BYTES, "{bytes} {takes:?} {step}: {most}");
+        }
+    }
 }

@@ -22,7 +22,7 @@ use crate::model::{
 };
 use crate::source::{ReadError, Source, Until, Whereabouts};
 use crate::telemetry;
-use crate::track::{Item, Key, Look, MOST, Tracker};
+use crate::track::{Item, Key, Look, MOST, Tracker, Wish};
 
 /// The name that no plugin may have, and its stream.
 pub const NAME: &str = "chainweir";
@@ -40,14 +40,6 @@ const FAR: u64 = 64;
 const PAGE: u32 = 10_000;
 /// Blocks after which the cursor is written down though nothing was said.
 const MARK_EVERY: u64 = 256;
-
-/// What is to be watched, and when to speak of it.
-#[derive(Clone, Debug)]
-pub struct Wish {
-    pub key: Key,
-    pub confirmations: Vec<u64>,
-    pub label: Option<String>,
-}
 
 #[derive(Debug)]
 pub enum Ask {
@@ -218,7 +210,7 @@ impl Tracking {
                 _ = tick.tick() => {
                     let seen = view.borrow().clone();
                     if let (true, Some(view)) = (loaded, seen) {
-                        loaded &= running.look(&view).await;
+                        loaded &= running.take_in(&view).await && running.look(&view).await;
                     }
                 }
             }
@@ -293,7 +285,7 @@ impl Running {
             self.passed.clear();
             self.passed.push_back(path.tip());
             self.tracker.forget_old(now());
-            return Ok(self.commit(view).await?);
+            return Ok(self.commit(view, None).await?);
         }
         // Back to what is canonical still.
         let finalized = path.finalized();
@@ -347,17 +339,17 @@ impl Running {
         let Some(at) = self.at else { return Ok(()) };
         self.tracker.stands(at.number, view.path.finalized().number, now());
         self.tracker.forget_old(now());
-        Ok(self.commit(view).await?)
+        Ok(self.commit(view, None).await?)
     }
 
     /// What was said and what has changed, with the cursor, or nothing of it.
-    async fn commit(&mut self, view: &View) -> Result<(), JournalError> {
+    async fn commit(&mut self, view: &View, taken: Option<i64>) -> Result<(), JournalError> {
         let (said, changed) = self.tracker.take();
         self.own.watched.store(self.tracker.len() as u64, Ordering::Relaxed);
         let at = self.at.unwrap_or(view.path.tip());
         // Now and then where nothing happens: a restart reads from here.
         let moved = self.row.and_then(|row| row.cursor).is_some_and(|cursor| at.number >= cursor.number + MARK_EVERY);
-        if said.is_empty() && changed.is_empty() && !moved {
+        if said.is_empty() && changed.is_empty() && !moved && taken.is_none() {
             return Ok(());
         }
         let mut row = self.row().await?;
@@ -414,11 +406,39 @@ impl Running {
             state,
             entries,
             poison: vec![],
+            asks: vec![],
+            taken,
         };
         journal.commit(Write::Step(step)).await?;
         statuses.iter().for_each(|status| telemetry::transactions_told(chain, status).increment(1));
         self.row = Some(Row { cursor: Some(at), ..row });
         Ok(())
+    }
+
+    /// What plugins asked for, as far as there is room. False where memory and journal may differ.
+    async fn take_in(&mut self, view: &View) -> bool {
+        let room = MOST.saturating_sub(self.tracker.len());
+        let asks = match self.own.journal.asks(self.own.chain, room.min(PAGE as usize)) {
+            Ok(asks) => asks,
+            Err(error) => {
+                tracing::warn!(chain = self.own.name, %error, "what plugins ask to be watched waits");
+                return true;
+            }
+        };
+        let Some(taken) = asks.last().map(|(id, _)| *id) else { return true };
+        for (_, body) in asks {
+            match serde_json::from_slice(&body) {
+                Ok(Wish { key, confirmations, label }) => {
+                    self.tracker.watch(key, confirmations, label);
+                }
+                Err(error) => tracing::error!(chain = self.own.name, %error, "a plugin's wish cannot be read; passed"),
+            }
+        }
+        let done = self.commit(view, Some(taken)).await;
+        if let Err(error) = &done {
+            tracing::warn!(chain = self.own.name, %error, "what plugins ask to be watched waits");
+        }
+        done.is_ok()
     }
 
     /// False where memory and journal may differ.
@@ -440,14 +460,14 @@ impl Running {
                     usize::from(self.tracker.watch(key, confirmations, label))
                 });
                 let added = watched.sum();
-                let done = self.commit(view).await;
+                let done = self.commit(view, None).await;
                 let well = done.is_ok();
                 drop(reply.send(done.map(|()| added).map_err(|e| e.to_string())));
                 return well;
             }
             Ask::Forget(key, reply) => {
                 let known = self.tracker.forget(&key);
-                let done = self.commit(view).await;
+                let done = self.commit(view, None).await;
                 let well = done.is_ok();
                 drop(reply.send(done.map(|()| known).map_err(|e| e.to_string())));
                 return well;
@@ -475,7 +495,7 @@ impl Running {
             let wait = (LOOK_SOON * (1 << times.min(4))).min(LOOK_LATE);
             self.looks.insert(key, (Instant::now() + wait, times + 1));
         }
-        let done = self.commit(view).await;
+        let done = self.commit(view, None).await;
         if let Err(error) = &done {
             tracing::warn!(chain = self.own.name, %error, "watched transactions wait");
         }

@@ -345,7 +345,7 @@ pub async fn pending(desk: &Desk, kit: &mut Kit, cursor: BlockRef, told: Vec<Arc
     kit.children = Some(children);
     let each: Vec<Mine> = mine.iter().flat_map(Mine::one_by_one).collect();
     let mut done = Done { only_prepared: true, ..Done::default() };
-    let mut entries = Vec::new();
+    let (mut entries, mut watches) = (Vec::new(), Vec::new());
     let mut show = async |kit: &mut Kit, mine: Vec<Mine>| {
         let (output, said, mine) = run(desk, kit, mine, Class::Live).await?;
         let one = self::done(&output, &mine);
@@ -355,6 +355,7 @@ pub async fn pending(desk: &Desk, kit: &mut Kit, cursor: BlockRef, told: Vec<Arc
         done.call_time += one.call_time;
         done.poison += one.poison;
         entries.extend(said);
+        watches.extend(output.watches);
         Ok::<_, Failed>(())
     };
     if let Err(Failed::Fault { .. } | Failed::Again { .. }) = show(kit, mine).await {
@@ -373,8 +374,8 @@ pub async fn pending(desk: &Desk, kit: &mut Kit, cursor: BlockRef, told: Vec<Arc
         // The newest block that it has seen: there is none of its own.
         entry.block = cursor;
     }
-    if !entries.is_empty() {
-        aside(desk, cursor, StepOutput::default(), entries, &[], None).await?;
+    if !entries.is_empty() || !watches.is_empty() {
+        aside(desk, cursor, StepOutput { watches, ..StepOutput::default() }, entries, &[], None).await?;
     }
     Ok(done)
 }
@@ -510,6 +511,8 @@ fn written(desk: &Desk, cursor: BlockRef, output: StepOutput, entries: Vec<NewEn
         state: output.state,
         entries,
         poison: poison.map(|p| PoisonEvent { block: mine[p.block].at(), position: p.position, why: p.why }).collect(),
+        asks: output.watches.iter().map(|wish| serde_json::to_vec(wish).expect("a wish is JSON")).collect(),
+        taken: None,
     }
 }
 

@@ -147,6 +147,9 @@ impl Journal for Memory {
     fn edits(&self, _: &mut dyn FnMut(Edit)) -> Result<(), JournalError> {
         Ok(())
     }
+    fn asks(&self, _: ChainId, _: usize) -> Read<Vec<(i64, Vec<u8>)>> {
+        unreachable!()
+    }
     fn catch_ups(&self, _: ConsumerId) -> Result<Vec<crate::journal::CatchUp>, JournalError> {
         Ok(vec![])
     }

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use super::admin::body_of;
 use super::params::Params;
 use super::{App, Problem, SET_BODY_BYTES};
-use crate::router::tracking::{Ask, Wish};
-use crate::track::{CONFIRMATIONS_MOST, Key, LABEL_MOST};
+use crate::router::tracking::Ask;
+use crate::track::{Key, Wish};
 
 /// Of one durable write.
 const AT_ONCE: usize = 1_000;
@@ -48,14 +48,7 @@ impl Watched {
             (None, Some(sender), Some(nonce)) => Key::Nonce(sender, nonce),
             _ => return Err(Problem::bad("each of \"add\" has a \"hash\", or a \"sender\" and a \"nonce\"")),
         };
-        if self.confirmations.len() > CONFIRMATIONS_MOST || self.confirmations.contains(&0) {
-            let takes = format!("{key}: confirmations are at most {CONFIRMATIONS_MOST} numbers, each 1 or more");
-            return Err(Problem::bad(takes));
-        }
-        if self.label.as_ref().is_some_and(|label| label.len() > LABEL_MOST) {
-            return Err(Problem::bad(format!("{key}: a label has at most {LABEL_MOST} bytes")));
-        }
-        Ok(Wish { key, confirmations: self.confirmations, label: self.label })
+        Wish { key, confirmations: self.confirmations, label: self.label }.checked().map_err(Problem::bad)
     }
 }
 

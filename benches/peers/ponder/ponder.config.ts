@@ -8,7 +8,7 @@ export default createConfig({
       id: 31337,
       rpc: process.env.RPC_URL,
       ws: process.env.WS_URL,
-      pollingInterval: 50,
+      pollingInterval: 100,
       disableCache: true,
     },
   },

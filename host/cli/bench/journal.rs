@@ -99,6 +99,8 @@ async fn ours(path: &Path, consumers: u64, steps: u64) -> anyhow::Result<Duratio
             state: vec![(b"total".to_vec(), Some(number.to_be_bytes().to_vec()))],
             entries: entries(track, &stream, block_ref(number)),
             poison: vec![],
+            asks: vec![],
+            taken: None,
         });
         let steps: Vec<Step> = steps.collect();
         let (journal, start) = (journal.clone(), start.clone());

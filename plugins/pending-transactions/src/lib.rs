@@ -1,6 +1,7 @@
 //! Transactions that are in no block yet, filtered by party or amount: a hint of what may come.
 
 use chainweir_sdk::prelude::*;
+use chainweir_sdk::tracking::{Which, watch};
 
 /// The plugin's configuration. Without it, all that the node hears of is emitted.
 #[config]
@@ -14,6 +15,10 @@ pub struct PendingTransactions {
     /// Only values of this many wei, or more.
     #[default]
     min: U256,
+    /// Follow what is passed on to its end: what becomes of each is told in the stream `chainweir.transactions`, and at these
+    /// counts of confirmations, where any are listed.
+    #[default]
+    track: Option<Vec<u64>>,
 }
 
 /// Passes pending transactions on.
@@ -32,7 +37,10 @@ impl PendingTransactions {
     }
 
     #[pending(subscribe = self.wanted(), pass = "transactions")]
-    fn seen(&self) -> bool {
+    fn seen(&self, transaction: &TransactionView<'_>) -> bool {
+        if let Some(confirmations) = &self.track {
+            watch(Which::Hash(*transaction.hash()), confirmations, None);
+        }
         true
     }
 }

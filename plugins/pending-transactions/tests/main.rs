@@ -25,3 +25,16 @@ fn pending_transactions_pass_by_party_and_amount_and_those_in_blocks_do_not() {
     assert_eq!(told(&mut tester, pay(CAROL, BOB, 3)), []);
     assert_eq!(tester.block(&Block::new(1).tx(pay(ALICE, BOB, 2))), []);
 }
+
+#[test]
+fn what_passes_is_followed_to_its_end_where_that_is_asked_for() {
+    let pay = pay(ALICE, BOB, 2);
+    for (config, expected) in
+        [(json!({}), None), (json!({ "track": [] }), Some(vec![])), (json!({ "track": [1, 12] }), Some(vec![1, 12]))]
+    {
+        let mut tester = Tester::<PendingTransactions>::with_config(&config.to_string());
+        assert_eq!(tester.pending(pay.clone()).len(), 1);
+        let watched: Vec<_> = tester.watched().iter().map(|watched| watched.confirmations.clone()).collect();
+        assert_eq!(watched, Vec::from_iter(expected));
+    }
+}

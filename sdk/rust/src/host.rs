@@ -1,4 +1,4 @@
-//! What a plugin may ask of its host: its configuration, its state, a line in the log. Everywhere but in wasm, where the
+//! What a plugin may ask of its host: its configuration, its state, a line in the log, a transaction to be watched. Everywhere but in wasm, where the
 //! host is real, an in-memory host of this thread stands in: plugins are tested as plain Rust.
 
 use std::fmt;
@@ -34,7 +34,7 @@ macro_rules! info { ($($arg:tt)+) => { $crate::host::log($crate::host::Level::In
 #[macro_export]
 macro_rules! debug { ($($arg:tt)+) => { $crate::host::log($crate::host::Level::Debug, ::core::format_args!($($arg)+)) }; }
 
-pub(crate) use imp::{config, state_delete, state_get, state_get_many, state_scan, state_set_many};
+pub(crate) use imp::{config, state_delete, state_get, state_get_many, state_scan, state_set_many, watch};
 
 /// A key and its value.
 pub(crate) type Pair = (Vec<u8>, Vec<u8>);
@@ -43,6 +43,7 @@ pub(crate) type Pair = (Vec<u8>, Vec<u8>);
 mod imp {
     use super::{Level, Pair};
     use crate::guest::chainweir::plugin as host;
+    use crate::tracking::{Watched, Which};
 
     pub(super) fn log(level: Level, message: &str) {
         let level = match level {
@@ -71,6 +72,13 @@ mod imp {
     pub(crate) fn state_scan(prefix: &[u8], after: Option<&[u8]>, limit: u32) -> Vec<Pair> {
         host::state::scan(prefix, after, limit)
     }
+    pub(crate) fn watch(watched: &Watched) {
+        let transaction = match &watched.which {
+            Which::Hash(hash) => host::tracking::Transaction::Hash(hash.to_vec()),
+            Which::Nonce(sender, nonce) => host::tracking::Transaction::Nonce((sender.to_vec(), *nonce)),
+        };
+        host::tracking::watch(&transaction, &watched.confirmations, watched.label.as_deref());
+    }
 }
 
 #[cfg(not(target_arch = "wasm32"))]
@@ -79,6 +87,7 @@ mod imp {
 
     use super::{Level, Pair};
     use crate::testing::memory::with;
+    use crate::tracking::Watched;
 
     pub(super) fn log(level: Level, message: &str) {
         with(|host| host.lines.push((level, message.to_owned())));
@@ -97,6 +106,9 @@ mod imp {
     }
     pub(crate) fn state_delete(key: &[u8]) {
         with(|host| host.state.remove(key));
+    }
+    pub(crate) fn watch(watched: &Watched) {
+        with(|host| host.watched.push(watched.clone()));
     }
     pub(crate) fn state_scan(prefix: &[u8], after: Option<&[u8]>, limit: u32) -> Vec<Pair> {
         with(|host| {

@@ -21,6 +21,7 @@
 //! - [`plugin`](macro@plugin) on its `impl`: functions marked `#[log]`, `#[transaction]` and `#[block]` are the handlers.
 //! - [`stream`](macro@stream) on a struct: its name is a stream, its fields are the payload, its schema goes into the manifest.
 //! - [`state`]: what is remembered, rolled back with the chain.
+//! - [`tracking`]: transactions whose way the host follows for the plugin.
 //! - [`testing`]: the plugin runs natively under `cargo test`.
 //!
 //! The flow of a call: `host bytes -> batch -> plugin -> your handlers -> verdict -> host bytes`.
@@ -37,6 +38,7 @@ pub mod json;
 pub mod plugin;
 pub mod state;
 pub mod subscription;
+pub mod tracking;
 pub mod verdict;
 
 #[cfg(target_arch = "wasm32")]

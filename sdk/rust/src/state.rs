@@ -13,6 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::error::{Error, Result};
 use crate::host;
+use crate::tracking::Watched;
 
 /// Entries in one answer of the host to a scan.
 const PAGE: u32 = 256;
@@ -29,6 +30,9 @@ struct Cache {
     entries: BTreeMap<Vec<u8>, Entry>,
     /// What the current event replaced, oldest first.
     undo: Vec<(Vec<u8>, Option<Entry>)>,
+    /// Transactions to be watched, and how many were before the current event.
+    watched: Vec<Watched>,
+    watched_before: usize,
 }
 
 thread_local! {
@@ -92,6 +96,7 @@ pub(crate) fn begin_call() {
     CACHE.with_borrow_mut(|cache| {
         cache.entries.clear();
         cache.undo.clear();
+        (cache.watched, cache.watched_before) = (vec![], 0);
     });
 }
 
@@ -100,7 +105,10 @@ pub(crate) fn begin_call() {
 pub(crate) fn keep_event() {
     if WROTE.get() {
         WROTE.set(false);
-        CACHE.with_borrow_mut(|cache| cache.undo.clear());
+        CACHE.with_borrow_mut(|cache| {
+            cache.undo.clear();
+            cache.watched_before = cache.watched.len();
+        });
     }
 }
 
@@ -108,6 +116,8 @@ pub(crate) fn keep_event() {
 pub(crate) fn undo_event() {
     WROTE.set(false);
     CACHE.with_borrow_mut(|cache| {
+        let before = cache.watched_before;
+        cache.watched.truncate(before);
         while let Some((key, before)) = cache.undo.pop() {
             match before {
                 Some(entry) => cache.entries.insert(key, entry),
@@ -132,7 +142,15 @@ pub(crate) fn finish_call() {
             host::state_set_many(&set);
         }
         cache.undo.clear();
+        std::mem::take(&mut cache.watched).iter().for_each(host::watch);
+        cache.watched_before = 0;
     });
+}
+
+/// The current event asks for it.
+pub(crate) fn watch(watched: Watched) {
+    WROTE.set(true);
+    CACHE.with_borrow_mut(|cache| cache.watched.push(watched));
 }
 
 /// The value of a key.

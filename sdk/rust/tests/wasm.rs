@@ -53,7 +53,7 @@ fn the_modules_become_components_that_ask_for_nothing_but_what_a_plugin_may_have
     };
     for (plugin, module) in build(&root) {
         assert!(module.len() < MOST_BYTES, "{plugin} weighs {} bytes", module.len());
-        let allowed = ["config", "log", "state"].map(|name| format!("chainweir:plugin/{name}@0.1.0"));
+        let allowed = ["config", "log", "state", "tracking"].map(|name| format!("chainweir:plugin/{name}@0.1.0"));
         for import in imports(&module) {
             assert!(allowed.contains(&import), "{plugin} imports {import}");
         }

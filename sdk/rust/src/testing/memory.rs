@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use crate::host::Level;
+use crate::tracking::Watched;
 
 /// What a host keeps for one plugin and chain.
 #[derive(Clone, Debug, Default)]
@@ -11,6 +12,7 @@ pub(crate) struct Memory {
     pub config: String,
     pub state: BTreeMap<Vec<u8>, Vec<u8>>,
     pub lines: Vec<(Level, String)>,
+    pub watched: Vec<Watched>,
 }
 
 thread_local! {

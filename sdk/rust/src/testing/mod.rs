@@ -42,6 +42,7 @@ use crate::error::Fault;
 use crate::host::Level;
 use crate::plugin::{Loaded, Manifest, Plugin};
 use crate::subscription::EventKind;
+use crate::tracking::Watched;
 use crate::verdict::ContentType;
 use answer::Verdict;
 use memory::Memory;
@@ -358,6 +359,11 @@ impl<P: Plugin> Tester<P> {
     /// Every key and value in the state, as bytes.
     pub fn entries(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.memory.state.iter().map(|(key, value)| (key.as_slice(), value.as_slice()))
+    }
+
+    /// The transactions that the plugin asked to be watched so far, each as often as it asked.
+    pub fn watched(&self) -> &[Watched] {
+        &self.memory.watched
     }
 
     /// What the plugin logged so far.
