@@ -150,7 +150,7 @@ pub const PLUGIN: Section = Section {
             "an event that the plugin rejects: wait at the cursor for a better plugin, or dead-letter it and go on",
         ),
         key("limits", Expect::Table, "see below", "its ceilings"),
-        key("grants", Expect::Texts, "[\"config\", \"state\", \"log\"]", "what it may import"),
+        key("grants", Expect::Texts, "[\"config\", \"state\", \"log\", \"tracking\"]", "what it may import"),
         key(
             "upgrade",
             Expect::Whole(0, MOST_U32),
