@@ -24,11 +24,13 @@ use crate::model::{Block, BlockRef, Transfer, Wanted};
 use crate::source::{Range, ReadError, Source};
 
 /// Ranges that are being read at a time; and before anything is known of how much is in them.
-const AT_ONCE: usize = 16;
+const AT_ONCE: usize = 32;
 const AT_ONCE_BLINDLY: usize = 4;
-/// What a range should come to, and what is held, with what is being read, of one chain.
+/// What a range should come to; of one chain, what is read and being read ahead of whoever needs it, and what is kept behind
+/// them for others.
 const RANGE_BYTES: usize = 1 << 20;
-const HELD_BYTES: usize = 16 << 20;
+const AHEAD_BYTES: usize = 16 << 20;
+const KEPT_BYTES: usize = 8 << 20;
 const BLOCKS_LEAST: u64 = 16;
 /// Before anything is known of what is in them: a guess that is too large fills memory, one too small is doubled soon.
 const BLOCKS_FIRST: u64 = 32;
@@ -83,14 +85,17 @@ pub struct Ahead {
 
 struct Pieces {
     by_first: BTreeMap<u64, Piece>,
-    /// How many blocks the next one is to have, and whether that is more than a guess.
+    /// How many blocks the next one is to have.
     blocks: u64,
-    known: bool,
+    /// How many bytes lately were in one of them; 0 where that is not known yet.
+    block_bytes: usize,
 }
 
 impl Pieces {
-    fn held(&self) -> usize {
-        self.by_first.values().filter_map(Piece::done).map(|read| read.bytes).sum()
+    /// Bytes of what was read, and was given to somebody, or not yet.
+    fn held(&self, taken: bool) -> usize {
+        let held = self.by_first.values().filter(|piece| piece.taken == taken);
+        held.filter_map(Piece::done).map(|read| read.bytes).sum()
     }
 }
 
@@ -117,7 +122,7 @@ fn bytes(block: &Block) -> usize {
 
 impl Ahead {
     pub fn new(source: Arc<dyn Source>) -> Self {
-        let pieces = Pieces { by_first: BTreeMap::new(), blocks: BLOCKS_FIRST, known: false };
+        let pieces = Pieces { by_first: BTreeMap::new(), blocks: BLOCKS_FIRST, block_bytes: 0 };
         Self { source, pieces: Mutex::new(pieces), waiting: AtomicUsize::new(0) }
     }
 
@@ -159,9 +164,12 @@ impl Ahead {
     /// The piece that holds a block, and others after it begun.
     fn reading(&self, first: u64, last: u64, wanted: &Wanted) -> (u64, Reading) {
         let mut pieces = self.pieces();
-        let held = pieces.held();
+        let ahead = pieces.held(false);
         let mut under_way = pieces.by_first.values().filter(|piece| piece.read.peek().is_none()).count();
-        let at_once = if pieces.known { AT_ONCE } else { AT_ONCE_BLINDLY };
+        let (at_once, each) = match pieces.block_bytes {
+            0 => (AT_ONCE_BLINDLY, RANGE_BYTES),
+            bytes => (AT_ONCE, bytes.saturating_mul(pieces.blocks as usize)),
+        };
         let (mut next, mut answer) = (first, None);
         while next <= last {
             // One that failed is asked for again, by whoever needs it next.
@@ -174,7 +182,7 @@ impl Ahead {
                     piece.taken |= answer.is_none();
                     (*from, piece.reaches(), piece.read.clone())
                 }
-                None if answer.is_some() && (under_way >= at_once || held + under_way * RANGE_BYTES >= HELD_BYTES) => {
+                None if answer.is_some() && (under_way >= at_once || ahead + under_way * each >= AHEAD_BYTES) => {
                     break;
                 }
                 None => {
@@ -206,17 +214,17 @@ impl Ahead {
     fn learn(&self, from: u64, read: &Read) {
         let mut pieces = self.pieces();
         let count = (read.to.number - from + 1) as usize;
-        let fits = (RANGE_BYTES / (read.bytes / count).max(1)) as u64;
+        pieces.block_bytes = (read.bytes / count).max(1);
+        let fits = (RANGE_BYTES / pieces.block_bytes) as u64;
         // Powers of two: ranges of different size begin at the same places.
         let fits = (fits.clamp(BLOCKS_LEAST, BLOCKS_MOST) + 1).next_power_of_two() / 2;
         pieces.blocks = if fits > pieces.blocks { pieces.blocks * 2 } else { fits };
-        pieces.known = true;
-        let mut held = pieces.held();
-        while held > HELD_BYTES {
+        let mut kept = pieces.held(true);
+        while kept > KEPT_BYTES {
             let done =
                 pieces.by_first.iter().filter(|(at, piece)| **at != from && piece.taken && piece.done().is_some());
             let Some(oldest) = done.min_by_key(|(_, piece)| piece.used).map(|(at, _)| *at) else { break };
-            held -= pieces.by_first.remove(&oldest).as_ref().and_then(Piece::done).map_or(0, |read| read.bytes);
+            kept -= pieces.by_first.remove(&oldest).as_ref().and_then(Piece::done).map_or(0, |read| read.bytes);
         }
     }
 
@@ -378,7 +386,7 @@ mod tests {
             while next <= last {
                 let read = ahead.read(next, last, &Wanted::default()).await.unwrap();
                 next = read.to.number + 1;
-                most = most.max(ahead.pieces().held());
+                most = most.max(ahead.pieces().held(true) + ahead.pieces().held(false));
                 tokio::time::sleep(Duration::from_secs(step)).await;
             }
             resting.abort();
@@ -387,7 +395,10 @@ mod tests {
             assert!(asked.values().all(|times| *times == 1), "{bytes} {takes:?} {step}: {asked:?}");
             // The first few are of a size that was a guess.
             let guessed = AT_ONCE_BLINDLY * BLOCKS_FIRST as usize * (bytes + 1_000);
-            assert!(most <= HELD_BYTES.max(guessed) + AT_ONCE * RANGE_BYTES, "{bytes} {takes:?} {step}: {most}");
+            assert!(
+                most <= KEPT_BYTES + AHEAD_BYTES.max(guessed) + 4 * RANGE_BYTES,
+                "{bytes} {takes:?} {step}: {most}"
+            );
         }
     }
 }
