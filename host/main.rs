@@ -5,7 +5,6 @@
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn few_heaps() {
     // SAFETY: it sets a number of the allocator's, before there is a second thread. A refusal changes nothing.
-    #[expect(unsafe_code)]
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 2);
     }

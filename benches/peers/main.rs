@@ -44,7 +44,7 @@ impl Place {
         }
     }
 
-    /// When there were so many. Counting rows is work for the server: seldom where there are many.
+    /// Between two counts. Counting rows is work for the server: seldom where there are many.
     fn step(&self, many: bool) -> Duration {
         match self {
             Self::Rows { .. } if many => Duration::from_millis(100),
@@ -63,6 +63,7 @@ impl Place {
         }
     }
 
+    /// When there were so many.
     async fn until(&self, count: u64, many: bool) -> Instant {
         let (began, step) = (Instant::now(), self.step(many));
         while self.count().await < count {

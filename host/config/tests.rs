@@ -156,7 +156,7 @@ fn every_mistake_has_its_place_and_the_right_word() {
             &[
                 "c.toml:4:11: there is no [chain.b]; did you mean 'a'?",
                 "c.toml:4:16: there is no [chain.aa]; did you mean 'a'?",
-                "c.toml:5:11: 'grants' in [plugin.p]: unknown word 'net'; known: config, state, log",
+                "c.toml:5:11: 'grants' in [plugin.p]: unknown word 'net'; known: config, state, log, tracking",
                 "c.toml:5:18: 'grants' in [plugin.p]: unknown word 'stat'; did you mean 'state'?",
             ],
         ),

@@ -9,6 +9,7 @@
 //! its own. How many blocks a range has follows from how much is in them. What is held is bounded by bytes.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -188,14 +189,11 @@ impl Ahead {
                 None => {
                     let end = last.min((next / pieces.blocks + 1) * pieces.blocks - 1);
                     let reading = read(self.source.clone(), next, end, wanted.clone());
-                    // A task of its own: it is read whether or not somebody waits for it.
-                    let task = tokio::spawn(reading);
-                    let reading = async move {
-                        task.await.unwrap_or_else(|e| {
-                            Err(ReadError::Again { why: format!("reading a range broke down: {e}"), after: None })
-                        })
-                    };
+                    let broke = |_| Err(ReadError::Again { why: "reading a range broke down".into(), after: None });
+                    let reading = AssertUnwindSafe(reading).catch_unwind().map(move |read| read.unwrap_or_else(broke));
                     let read = reading.boxed().shared();
+                    // A task of its own: it is read, and known to be, whether or not somebody waits for it.
+                    tokio::spawn(read.clone());
                     let (wanted, used, taken) = (wanted.clone(), Instant::now(), answer.is_none());
                     pieces.by_first.insert(next, Piece { wanted, end, read: read.clone(), used, taken });
                     under_way += 1;
@@ -386,7 +384,9 @@ mod tests {
             while next <= last {
                 let read = ahead.read(next, last, &Wanted::default()).await.unwrap();
                 next = read.to.number + 1;
-                most = most.max(ahead.pieces().held(true) + ahead.pieces().held(false));
+                let pieces = ahead.pieces();
+                most = most.max(pieces.held(true) + pieces.held(false));
+                drop(pieces);
                 tokio::time::sleep(Duration::from_secs(step)).await;
             }
             resting.abort();

@@ -132,7 +132,6 @@ mod tests {
         let own = seen.clone();
         tokio::spawn(async move {
             let (stream, _) = listener.accept().await.unwrap();
-            #[expect(clippy::result_large_err, reason = "the trait asks for it")]
             let look = |request: &Request, response: Response| {
                 *own.lock().unwrap() = request.headers().clone();
                 Ok(response)
