@@ -384,9 +384,8 @@ mod tests {
             while next <= last {
                 let read = ahead.read(next, last, &Wanted::default()).await.unwrap();
                 next = read.to.number + 1;
-                let pieces = ahead.pieces();
-                most = most.max(pieces.held(true) + pieces.held(false));
-                drop(pieces);
+                let held = |pieces: &Pieces| pieces.held(true) + pieces.held(false);
+                most = most.max(held(&ahead.pieces()));
                 tokio::time::sleep(Duration::from_secs(step)).await;
             }
             resting.abort();
