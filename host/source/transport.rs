@@ -325,9 +325,14 @@ impl Provider {
     }
 
     fn failed(&self) {
+        let mut retry_at = self.retry_at.lock().expect("no panic while held");
+        // All that was under way fails with the connection, and is one failure.
+        if retry_at.is_some_and(|at| at > Instant::now()) {
+            return;
+        }
         let n = self.failures.fetch_add(1, Ordering::Relaxed).min(16);
         let wait = BACKOFF_FIRST.saturating_mul(1 << n.min(10)).min(BACKOFF_MOST);
-        *self.retry_at.lock().expect("no panic while held") = Some(Instant::now() + jitter(wait));
+        *retry_at = Some(Instant::now() + jitter(wait));
     }
 
     /// Drops the connection, so that the next call opens one (and asks for the chain id again).

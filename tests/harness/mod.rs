@@ -21,14 +21,15 @@ pub mod sim;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-/// Asks again and again until there is an answer. Panics after 30 s.
+/// Asks again and again until there is an answer. Panics after 90 s: a provider that failed is asked again after 15 s at most,
+/// and whoever needed it a little later.
 pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
     let start = Instant::now();
     loop {
         if let Some(answer) = ask().await {
             return answer;
         }
-        assert!(start.elapsed() < Duration::from_secs(30), "waited 30 s for {what}");
+        assert!(start.elapsed() < Duration::from_secs(90), "waited 90 s for {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
