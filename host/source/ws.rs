@@ -13,6 +13,7 @@ use base64::Engine;
 use futures::{SinkExt, StreamExt};
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
@@ -34,8 +35,6 @@ pub(super) struct Ws {
 
 impl Ws {
     async fn open(&self) -> Result<Socket, Error> {
-        // Another part of the process may have done it.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let mut request = self.url.as_str().into_client_request()?;
         request.headers_mut().extend(self.headers.clone());
         if !self.url.username().is_empty() && !self.headers.contains_key(AUTHORIZATION) {
@@ -67,7 +66,7 @@ impl PubSubConnect for Ws {
 
 /// Until one of the two ends is gone.
 async fn carry(mut socket: Socket, mut interface: ConnectionInterface) {
-    let mut asked_whether_there = false;
+    let (mut asked_whether_there, mut patient_until) = (false, Instant::now() + QUIET);
     let broken = loop {
         tokio::select! {
             asked = interface.recv_from_frontend() => match asked {
@@ -75,9 +74,10 @@ async fn carry(mut socket: Socket, mut interface: ConnectionInterface) {
                 Some(_) => break true,
                 None => break false,
             },
-            heard = tokio::time::timeout(QUIET, socket.next()) => match heard {
+            // Not from the last question on: a node that is dead is asked again and again.
+            heard = tokio::time::timeout_at(patient_until, socket.next()) => match heard {
                 Ok(Some(Ok(message))) => {
-                    asked_whether_there = false;
+                    (asked_whether_there, patient_until) = (false, Instant::now() + QUIET);
                     acknowledge(&socket);
                     match message {
                         Message::Text(text) => match serde_json::from_str::<PubSubItem>(&text) {
@@ -94,7 +94,7 @@ async fn carry(mut socket: Socket, mut interface: ConnectionInterface) {
                 }
                 Ok(_) => break true,
                 Err(_) if asked_whether_there || socket.send(Message::Ping("".into())).await.is_err() => break true,
-                Err(_) => asked_whether_there = true,
+                Err(_) => (asked_whether_there, patient_until) = (true, Instant::now() + QUIET),
             }
         }
     };
@@ -123,6 +123,29 @@ mod tests {
     use super::*;
     use std::sync::Mutex;
     use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_of_which_nothing_is_heard_is_given_up_though_it_is_asked_on() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("ws://{}", listener.local_addr().unwrap()).parse().unwrap();
+        tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            drop(listener);
+            let _silent = tokio_tungstenite::accept_async(stream).await.unwrap();
+            std::future::pending::<()>().await;
+        });
+        let ws = Ws { url, headers: HeaderMap::new() };
+        let client = alloy_rpc_client::ClientBuilder::default().pubsub(ws).await.unwrap();
+        let began = Instant::now();
+        let answer = loop {
+            let asking = client.request_noparams::<serde_json::Value>("eth_chainId");
+            match tokio::time::timeout(Duration::from_secs(1), asking).await {
+                Ok(answer) => break answer,
+                Err(_) => assert!(began.elapsed() < 6 * QUIET, "it is asked and asked"),
+            }
+        };
+        assert!(answer.is_err(), "{answer:?}");
+    }
 
     #[tokio::test]
     async fn questions_go_at_once_with_the_headers_and_the_name_of_the_url() {
