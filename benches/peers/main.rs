@@ -17,7 +17,7 @@ use futures::StreamExt;
 use harness::anvil::Anvil;
 use harness::chain::{Chain, Contract};
 use harness::postgres::Postgres;
-use harness::process::folder;
+use harness::process::{Process, folder};
 use serde_json::json;
 
 const BLOCKS: u64 = 500;
@@ -74,21 +74,19 @@ impl Place {
     }
 }
 
-struct Figures {
-    name: String,
-    whole: Duration,
-    from_first: Duration,
-    peak_mib: f64,
-    after_block_ms: Vec<f64>,
+/// One of them, ended with this.
+enum Running {
+    Ours(Process),
+    Peer(Child),
 }
-
-/// A process with all its children, ended with this.
-struct Running(Child);
 
 impl Running {
     /// The most that it and its children ever had resident, summed: children of one program do not come and go.
     fn peak_mib(&self) -> f64 {
-        let mut all = vec![self.0.id()];
+        let mut all = vec![match self {
+            Self::Ours(process) => process.pid(),
+            Self::Peer(child) => child.id(),
+        }];
         let mut next = 0;
         while let Some(pid) = all.get(next).copied() {
             next += 1;
@@ -109,8 +107,10 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        if let Self::Peer(child) = self {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
@@ -140,10 +140,9 @@ impl Town {
     }
 }
 
-/// Runs one of them from an empty start: first all that is there, then a block at a time.
-async fn measure(name: &str, town: &Town, place: Place, start: impl FnOnce() -> Running) -> Figures {
+/// Runs one of them from an empty start, first all that is there, then a block at a time; says what came of it.
+async fn measure(name: &str, town: &Town, place: Place, start: impl FnOnce() -> Running) {
     let all = town.logs.load(Ordering::Relaxed);
-    let there = all;
     let began = Instant::now();
     let running = start();
     // A chain goes on, and some follow its last blocks only then.
@@ -153,13 +152,13 @@ async fn measure(name: &str, town: &Town, place: Place, start: impl FnOnce() -> 
             town.block(0).await;
         }
     };
-    let arriving = async { (place.until(1, true).await, place.until(there, true).await) };
+    let arriving = async { (place.until(1, true).await, place.until(all, true).await) };
     let (first, last) = tokio::select! {
         times = arriving => times,
         () = ticking => unreachable!("it goes on"),
     };
-    let peak_mib = running.peak_mib();
-    let there = place.empty(there).await;
+    let peak = running.peak_mib();
+    let there = place.empty(all).await;
     let mut after_block_ms = vec![];
     for n in 1..=SINGLE as u64 {
         town.block(1).await;
@@ -168,46 +167,20 @@ async fn measure(name: &str, town: &Town, place: Place, start: impl FnOnce() -> 
         after_block_ms.push(seen.duration_since(mined).as_secs_f64() * 1e3);
     }
     after_block_ms.sort_by(f64::total_cmp);
-    let figures =
-        Figures { name: name.into(), whole: last - began, from_first: last - first, peak_mib, after_block_ms };
-    println!("{}", figures.line(all));
-    figures
-}
-
-impl Figures {
-    fn line(&self, events: u64) -> String {
-        let rate = |time: Duration| events as f64 / time.as_secs_f64();
-        let at = |share: f64| self.after_block_ms[(share * (self.after_block_ms.len() - 1) as f64) as usize];
-        format!(
-            "| {} | {:.0} | {:.0} | {:.0} | {:.1} | {:.1} |",
-            self.name,
-            rate(self.whole),
-            rate(self.from_first),
-            self.peak_mib,
-            at(0.5),
-            at(0.99)
-        )
-    }
+    let at = |share: f64| after_block_ms[(share * (SINGLE - 1) as f64) as usize];
+    let rate = |since: Instant| all as f64 / (last - since).as_secs_f64();
+    let (whole, from_first, p50, p99) = (rate(began), rate(first), at(0.5), at(0.99));
+    println!("| {name} | {whole:.0} | {from_first:.0} | {peak:.0} | {p50:.1} | {p99:.1} |");
 }
 
 /// `output`: the table of the configuration.
-fn chainweir(dir: &Path, town: &Town, verify: &str, output: &str, env: &[(&str, String)]) -> Running {
+fn chainweir(dir: &Path, town: &Town, verify: &str, output: &str, env: &[(&str, &str)]) -> Running {
     let config = format!(
-        "[http]\nlisten = \"127.0.0.1:{}\"\n\n[chain.local]\nrpc = {:?}\nstart = 0\nverify = {verify:?}\nfinality = {{ depth = 5 }}\n\n\
+        "[chain.local]\nrpc = {:?}\nstart = 0\nverify = {verify:?}\nfinality = {{ depth = 5 }}\n\n\
          [output.place]\n{output}\n\n[[route]]\nfrom = \"erc20-transfers.transfers\"\nto = [\"place\"]\n",
-        harness::free_port(),
         town.anvil.ws(),
     );
-    std::fs::write(dir.join("chainweir.toml"), config).expect("a file in the test's folder");
-    let mut program = Command::new(env!("CARGO_BIN_EXE_chainweir"));
-    program.arg("run").current_dir(dir).envs(env.iter().map(|(name, value)| (*name, value.as_str())));
-    Running(logged(program, dir))
-}
-
-fn logged(mut program: Command, dir: &Path) -> Child {
-    let log = std::fs::File::create(dir.join("log")).expect("a log in the folder");
-    program.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
-    program.spawn().expect("the program runs")
+    Running::Ours(Process::begin(dir, &config, env))
 }
 
 fn ponder(dir: &Path, town: &Town, postgres: &Postgres) -> Running {
@@ -218,7 +191,9 @@ fn ponder(dir: &Path, town: &Town, postgres: &Postgres) -> Running {
     program.env("PONDER_TELEMETRY_DISABLED", "true").env("DATABASE_URL", postgres.url());
     program.env("RPC_URL", town.anvil.http()).env("WS_URL", town.anvil.ws());
     program.env("TOKEN", town.token.address.to_string());
-    Running(logged(program, dir))
+    let log = std::fs::File::create(dir.join("log")).expect("a log in the folder");
+    program.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
+    Running::Peer(program.spawn().expect("node runs"))
 }
 
 /// The peer's folder with what npm brings, below `target`.
@@ -279,7 +254,8 @@ async fn main() {
         if wants(&format!("chainweir-{verify}-postgres")) {
             let (dir, place) = (dir(), rows(&postgres, &format!("{verify}.erc20_transfers_transfers")).await);
             let output = format!("type = \"postgres\"\nurl_env = \"DATABASE_URL\"\nschema = {verify:?}");
-            let env = [("DATABASE_URL", postgres.url())];
+            let url = postgres.url();
+            let env = [("DATABASE_URL", url.as_str())];
             let start = || chainweir(dir.path(), &town, verify, &output, &env);
             measure(&format!("Chainweir to PostgreSQL, {how}"), &town, place, start).await;
         }

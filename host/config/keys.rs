@@ -182,8 +182,6 @@ pub const LIMITS: Section = Section {
     ],
 };
 
-pub const GRANTS: &[&str] = &["config", "state", "log", "tracking"];
-
 pub const OUTPUT: Section = Section {
     title: "[output.NAME]",
     help: "A destination. Secrets are never in this file: `*_env` names a variable, `*_file` a file that holds one.",

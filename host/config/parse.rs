@@ -17,6 +17,7 @@ use super::{
     PluginConfig, PluginsConfig, RouteConfig, RouteFrom, Start,
 };
 use crate::model::{ChainId, OutputName, PluginName, StreamId, When};
+use crate::plugin::capabilities::Capability;
 use crate::plugin::{Limits, OnPoison};
 
 /// The outcome of reading a file: where everything stands, what is wrong, and the configuration if nothing is.
@@ -202,8 +203,9 @@ impl Reader<'_> {
                 }
             }
             for (grant, at) in found.texts("grants").unwrap_or_default() {
-                if !keys::GRANTS.contains(&grant) {
-                    let hint = hint(grant, keys::GRANTS.iter().copied());
+                let known = Capability::ALL.map(Capability::as_str);
+                if !known.contains(&grant) {
+                    let hint = hint(grant, known);
                     self.wrong(at, format!("'grants' in {title}: unknown word '{grant}'{hint}"));
                 }
             }

@@ -18,7 +18,6 @@ use crate::model::batch::LAYOUT_VERSION;
 use crate::model::{
     Child, EventAbi, EventKind, Factory, Manifest, Place, PluginName, SetName, StreamName, StreamSpec, Subscription,
 };
-
 use crate::track::{Key, Wish};
 
 mod wit {

@@ -10,7 +10,6 @@
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -67,6 +66,10 @@ struct Read {
 }
 
 impl Piece {
+    fn is_being_read(&self) -> bool {
+        self.read.peek().is_none()
+    }
+
     fn done(&self) -> Option<&Arc<Read>> {
         self.read.peek().and_then(|read| read.as_ref().ok())
     }
@@ -80,8 +83,6 @@ impl Piece {
 pub struct Ahead {
     source: Arc<dyn Source>,
     pieces: Mutex<Pieces>,
-    /// How many wait for a range now.
-    waiting: AtomicUsize,
 }
 
 struct Pieces {
@@ -100,21 +101,6 @@ impl Pieces {
     }
 }
 
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 fn bytes(block: &Block) -> usize {
     let logs = block.logs.iter().map(|log| size_of_val(log) + 32 * log.topics.len() + log.data.len());
     let transactions = block.transactions.iter().map(|tx| size_of_val(tx) + tx.input.len());
@@ -124,7 +110,7 @@ fn bytes(block: &Block) -> usize {
 impl Ahead {
     pub fn new(source: Arc<dyn Source>) -> Self {
         let pieces = Pieces { by_first: BTreeMap::new(), blocks: BLOCKS_FIRST, block_bytes: 0 };
-        Self { source, pieces: Mutex::new(pieces), waiting: AtomicUsize::new(0) }
+        Self { source, pieces: Mutex::new(pieces) }
     }
 
     fn pieces(&self) -> MutexGuard<'_, Pieces> {
@@ -156,7 +142,6 @@ impl Ahead {
 
     async fn read(&self, first: u64, last: u64, wanted: &Wanted) -> Result<Arc<Read>, ReadError> {
         let (from, reading) = self.reading(first, last, wanted);
-        let _waiting = Waiting::new(&self.waiting);
         let read = reading.await?;
         self.learn(from, &read);
         Ok(read)
@@ -166,7 +151,7 @@ impl Ahead {
     fn reading(&self, first: u64, last: u64, wanted: &Wanted) -> (u64, Reading) {
         let mut pieces = self.pieces();
         let ahead = pieces.held(false);
-        let mut under_way = pieces.by_first.values().filter(|piece| piece.read.peek().is_none()).count();
+        let mut under_way = pieces.by_first.values().filter(|piece| piece.is_being_read()).count();
         let (at_once, each) = match pieces.block_bytes {
             0 => (AT_ONCE_BLINDLY, RANGE_BYTES),
             bytes => (AT_ONCE, bytes.saturating_mul(pieces.blocks as usize)),
@@ -228,8 +213,9 @@ impl Ahead {
 
     /// Gives back what nobody has asked for in a while. Whoever waits for a slow node comes by when it has answered.
     pub fn rest(&self) {
-        if self.waiting.load(Ordering::Relaxed) == 0 {
-            self.pieces().by_first.retain(|_, piece| piece.used.elapsed() < IDLE);
+        let mut pieces = self.pieces();
+        if !pieces.by_first.values().any(|piece| piece.taken && piece.is_being_read()) {
+            pieces.by_first.retain(|_, piece| piece.used.elapsed() < IDLE);
         }
     }
 }
@@ -367,7 +353,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_node_and_a_slow_plugin_read_nothing_twice_and_hold_no_more_than_they_may() {
-        for (bytes, takes, step) in [(100_000, 20, 0), (100_000, 0, 20), (100_000, 20, 20), (1_000, 20, 20), (10, 1, 0)]
+        for (bytes, takes, step) in
+            [(100_000, 20, 0), (100_000, 200, 0), (100_000, 0, 20), (100_000, 20, 20), (1_000, 20, 20), (10, 1, 0)]
         {
             let takes = Duration::from_secs(takes);
             let source = Arc::new(Slow { bytes, takes, asked: Mutex::default() });

@@ -210,7 +210,7 @@ impl Tracking {
                 _ = tick.tick() => {
                     let seen = view.borrow().clone();
                     if let (true, Some(view)) = (loaded, seen) {
-                        loaded &= running.take_in(&view).await && running.look(&view).await;
+                        loaded &= running.look(&view).await;
                     }
                 }
             }
@@ -415,17 +415,14 @@ impl Running {
         Ok(())
     }
 
-    /// What plugins asked for, as far as there is room. False where memory and journal may differ.
-    async fn take_in(&mut self, view: &View) -> bool {
+    /// What plugins asked for, as far as there is room: up to which number it has been taken in, once that is written down.
+    fn take_in(&mut self) -> Option<i64> {
         let room = MOST.saturating_sub(self.tracker.len());
-        let asks = match self.own.journal.asks(self.own.chain, room.min(PAGE as usize)) {
-            Ok(asks) => asks,
-            Err(error) => {
-                tracing::warn!(chain = self.own.name, %error, "what plugins ask to be watched waits");
-                return true;
-            }
-        };
-        let Some(taken) = asks.last().map(|(id, _)| *id) else { return true };
+        let asks = self.own.journal.asks(self.own.chain, room.min(PAGE as usize)).unwrap_or_else(|error| {
+            tracing::warn!(chain = self.own.name, %error, "what plugins ask to be watched waits");
+            vec![]
+        });
+        let taken = asks.last().map(|(id, _)| *id);
         for (_, body) in asks {
             match serde_json::from_slice(&body) {
                 Ok(Wish { key, confirmations, label }) => {
@@ -434,11 +431,7 @@ impl Running {
                 Err(error) => tracing::error!(chain = self.own.name, %error, "a plugin's wish cannot be read; passed"),
             }
         }
-        let done = self.commit(view, Some(taken)).await;
-        if let Err(error) = &done {
-            tracing::warn!(chain = self.own.name, %error, "what plugins ask to be watched waits");
-        }
-        done.is_ok()
+        taken
     }
 
     /// False where memory and journal may differ.
@@ -476,8 +469,10 @@ impl Running {
         true
     }
 
-    /// Asks the node for some of those that are in no block. False where memory and journal may differ.
+    /// Takes in what plugins ask for, and asks the node for some of those that are in no block. False where memory and
+    /// journal may differ.
     async fn look(&mut self, view: &View) -> bool {
+        let taken = self.take_in();
         let started = Instant::now();
         let due = |key: &Key| self.looks.get(key).is_none_or(|(at, _)| *at <= started);
         let keys: Vec<Key> = self.tracker.open().map(|(key, _)| *key).filter(|key| due(key)).take(LOOKS).collect();
@@ -495,7 +490,7 @@ impl Running {
             let wait = (LOOK_SOON * (1 << times.min(4))).min(LOOK_LATE);
             self.looks.insert(key, (Instant::now() + wait, times + 1));
         }
-        let done = self.commit(view, None).await;
+        let done = self.commit(view, taken).await;
         if let Err(error) = &done {
             tracing::warn!(chain = self.own.name, %error, "watched transactions wait");
         }
