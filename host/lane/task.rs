@@ -197,7 +197,8 @@ impl Task {
         if self.opened.is_empty() {
             wake = self.opening.values().map(|o| o.at).fold(wake, Instant::min);
         }
-        if self.tracks.values().any(|t| t.wants() > 0) {
+        let batch = self.sink.shape().batch;
+        if self.tracks.values().any(|t| t.wants(batch) > 0) {
             wake = wake.min(self.read_at.unwrap_or(now));
         }
         if self.calls.len() >= self.most() {
@@ -274,8 +275,9 @@ impl Task {
         if self.read_at.is_some_and(|at| Instant::now() < at) {
             return;
         }
+        let batch = self.sink.shape().batch;
         let wanted: Vec<(TrackId, u64, usize)> =
-            self.tracks.iter().map(|(id, t)| (*id, t.read, t.wants())).filter(|w| w.2 > 0).collect();
+            self.tracks.iter().map(|(id, t)| (*id, t.read, t.wants(batch))).filter(|w| w.2 > 0).collect();
         if wanted.is_empty() {
             return;
         }

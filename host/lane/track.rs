@@ -10,7 +10,7 @@ use super::due::{Due, due};
 use crate::journal::{Entry, Marks, Parked};
 use crate::model::{Delivery, DeliveryId, Emission, OutputName, StreamId};
 
-/// Deliveries held in memory per track, and their payloads' bytes: 1,024 and 8 MiB.
+/// Deliveries held in memory per track, or two of its sink's batches, and their payloads' bytes: 1,024 and 8 MiB.
 const WINDOW: usize = 1024;
 const WINDOW_BYTES: usize = 8 << 20;
 /// How far the others may run ahead of a slow one: what a crash may repeat.
@@ -118,11 +118,12 @@ impl TrackLane {
         track
     }
 
-    /// How many entries to read now; 0 where there is enough to do.
-    pub fn wants(&self) -> usize {
+    /// How many entries to read now, for a sink that takes so many at once; 0 where there is enough to do.
+    pub fn wants(&self, batch: usize) -> usize {
         let enough = !self.more
             || self.gone
-            || self.live > WINDOW / 2
+            // While a whole batch is under way, the next one is read.
+            || self.live + CHUNK > WINDOW.max(2 * batch)
             || self.live_bytes > WINDOW_BYTES / 2
             || self.window.len() >= SLOTS;
         if enough { 0 } else { CHUNK }

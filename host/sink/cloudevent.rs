@@ -1,6 +1,7 @@
-//! What leaves on every sink: a delivery as a CloudEvents 1.0 event in JSON. `Delivery -> bytes`.
+//! What leaves on every sink: a delivery as a CloudEvents 1.0 event. `Delivery -> bytes`, or [`Message`] where the protocol
+//! has headers and the output says `content_mode` ([`Mode`]).
 //!
-//! One line of JSON without a line break, so that an event is also a line of NDJSON. Nothing here can fail: what
+//! In the structured mode an event is one line of JSON without a line break, so that an event is also a line of NDJSON. Nothing here can fail: what
 //! cannot be written as it claims to be is written as base64, which the JSON format allows for every content type.
 //!
 //! | attribute | value |
@@ -25,6 +26,8 @@ use base64::Engine;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use super::SinkError;
+use super::options::Options;
 use crate::model::{ContentType, Delivery, Op};
 
 /// Of a whole event in JSON ("structured mode").
@@ -32,6 +35,80 @@ pub const CONTENT_TYPE: &str = "application/cloudevents+json";
 
 /// Every event begins with these bytes.
 pub const BEGINS: &str = "{\"specversion\":\"1.0\",";
+
+/// How an event lies in a message, by the option `content_mode`. The first two are those of CloudEvents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The whole event is the body, as JSON.
+    Structured,
+    /// The payload is the body, the attributes are headers.
+    Binary,
+    /// The payload alone. It does not say whether it applies or retracts.
+    Bare,
+}
+
+impl Mode {
+    pub const HELP: &str = "structured: the CloudEvents event as JSON; binary: the payload, with the attributes as \
+                            headers; bare: the payload alone; structured";
+
+    pub fn of(options: &Options) -> Result<Self, SinkError> {
+        Ok(match options.word("content_mode", &["structured", "binary", "bare"])? {
+            "binary" => Self::Binary,
+            "bare" => Self::Bare,
+            _ => Self::Structured,
+        })
+    }
+}
+
+/// An event for a protocol with headers.
+pub struct Message {
+    pub content_type: &'static str,
+    /// The attributes but `datacontenttype`, with their names as CloudEvents has them; empty but in the binary mode. The
+    /// protocol's binding says how a name and a text become a header: `subject` may hold any character.
+    pub attributes: Vec<(&'static str, String)>,
+    pub body: Vec<u8>,
+}
+
+pub fn message(delivery: &Delivery, mode: Mode) -> Message {
+    let content_type = delivery.emission.content_type.mime();
+    let payload = || delivery.emission.payload.clone();
+    match mode {
+        Mode::Structured => Message { content_type: CONTENT_TYPE, attributes: vec![], body: encode(delivery) },
+        Mode::Binary => Message { content_type, attributes: attributes(delivery), body: payload() },
+        Mode::Bare => Message { content_type, attributes: vec![], body: payload() },
+    }
+}
+
+fn attributes(delivery: &Delivery) -> Vec<(&'static str, String)> {
+    let event = Event::of(delivery, Data::Text(""));
+    let mut attributes = vec![
+        ("specversion", event.specversion.to_owned()),
+        ("id", event.id),
+        ("source", event.source),
+        ("type", event.r#type),
+        ("op", event.op.to_owned()),
+        ("emission", event.emission),
+        ("cursor", event.cursor),
+    ];
+    let subject = Some(event.subject.to_owned()).filter(|subject| !subject.is_empty());
+    let rest = [("subject", subject), ("time", event.time), ("block", event.block), ("blockhash", event.blockhash)];
+    attributes.extend(rest.into_iter().filter_map(|(name, value)| Some((name, value?))));
+    attributes
+}
+
+/// A text as the value of an HTTP header, by CloudEvents' HTTP binding, section 3.1.3.2: what is not printable ASCII, the
+/// space, the double quote and the percent sign are percent-encoded. No text can end a header and begin another.
+pub fn header(text: &str) -> String {
+    let mut header = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_graphic() && byte != b'"' && byte != b'%' {
+            header.push(byte as char);
+        } else {
+            header += &format!("%{byte:02X}");
+        }
+    }
+    header
+}
 
 #[derive(Serialize)]
 struct Event<'a> {
@@ -74,23 +151,31 @@ pub fn encode(delivery: &Delivery) -> Vec<u8> {
         ContentType::Text => std::str::from_utf8(&payload).ok().map(Data::Text),
         ContentType::Bytes => None,
     };
-    let block = (delivery.op != Op::Pending).then_some(&emission.block);
-    let event = Event {
-        specversion: "1.0",
-        id: delivery.id.to_string(),
-        source: emission.block.chain.to_string(),
-        r#type: emission.stream.to_string(),
-        subject: &emission.lane_key,
-        time: rfc3339(emission.block.time),
-        datacontenttype: emission.content_type.mime(),
-        op: delivery.op.as_str(),
-        emission: emission.id.to_string(),
-        block: block.map(|at| at.number.to_string()),
-        blockhash: block.map(|at| at.hash.to_string()),
-        cursor: delivery.offset.to_string(),
-        data: data.unwrap_or_else(|| Data::Base64(base64::engine::general_purpose::STANDARD.encode(&emission.payload))),
-    };
-    serde_json::to_vec(&event).expect("texts and checked JSON always serialise")
+    let data =
+        data.unwrap_or_else(|| Data::Base64(base64::engine::general_purpose::STANDARD.encode(&emission.payload)));
+    serde_json::to_vec(&Event::of(delivery, data)).expect("texts and checked JSON always serialise")
+}
+
+impl<'a> Event<'a> {
+    fn of(delivery: &'a Delivery, data: Data<'a>) -> Self {
+        let emission = &*delivery.emission;
+        let block = (delivery.op != Op::Pending).then_some(&emission.block);
+        Self {
+            specversion: "1.0",
+            id: delivery.id.to_string(),
+            source: emission.block.chain.to_string(),
+            r#type: emission.stream.to_string(),
+            subject: &emission.lane_key,
+            time: rfc3339(emission.block.time),
+            datacontenttype: emission.content_type.mime(),
+            op: delivery.op.as_str(),
+            emission: emission.id.to_string(),
+            block: block.map(|at| at.number.to_string()),
+            blockhash: block.map(|at| at.hash.to_string()),
+            cursor: delivery.offset.to_string(),
+            data,
+        }
+    }
 }
 
 /// A JSON payload with its line breaks, which can only be white space between tokens, as spaces.
@@ -173,6 +258,27 @@ mod tests {
             "the payload's own digits are kept, its line breaks are not"
         );
         assert!(line.starts_with(BEGINS.as_bytes()));
+    }
+
+    #[test]
+    fn the_binary_mode_says_in_headers_what_the_structured_one_says_in_json() {
+        let delivery = delivery(ContentType::Json, b"{\"a\": 1}");
+        let event: serde_json::Value = serde_json::from_slice(&encode(&delivery)).unwrap();
+        let binary = message(&delivery, Mode::Binary);
+        assert_eq!((binary.content_type, binary.body.as_slice()), ("application/json", b"{\"a\": 1}".as_slice()));
+        for (name, value) in &binary.attributes {
+            assert_eq!(event[name], value.as_str());
+        }
+        // But for datacontenttype and data.
+        assert_eq!(binary.attributes.len() + 2, event.as_object().unwrap().len());
+        let bare = message(&delivery, Mode::Bare);
+        assert_eq!((bare.attributes.len(), bare.body), (0, binary.body));
+        assert_eq!(message(&delivery, Mode::Structured).body, encode(&delivery));
+    }
+
+    #[test]
+    fn no_text_ends_a_header() {
+        assert_eq!(header("a b\r\nX: \"1\" 100% €"), "a%20b%0D%0AX:%20%221%22%20100%25%20%E2%82%AC");
     }
 
     #[test]

@@ -8,9 +8,12 @@
 mod address;
 pub mod cloudevent;
 pub mod file;
+pub mod mqtt;
+pub mod mysql;
 pub mod nats;
 mod options;
 pub mod postgres;
+pub mod redis;
 pub mod sqlite;
 pub mod stdout;
 mod table;
@@ -98,7 +101,39 @@ pub struct Kind {
     pub open: fn(Open) -> Opening,
 }
 
-pub const KINDS: &[Kind] = &[webhook::KIND, nats::KIND, postgres::KIND, sqlite::KIND, file::KIND, stdout::KIND];
+pub const KINDS: &[Kind] = &[
+    webhook::KIND,
+    nats::KIND,
+    mqtt::KIND,
+    redis::KIND,
+    postgres::KIND,
+    mysql::KIND,
+    sqlite::KIND,
+    file::KIND,
+    stdout::KIND,
+];
+
+/// Whom to trust: the authorities of a PEM file, or those of the web.
+fn roots(pem: Option<&[u8]>) -> Result<rustls::RootCertStore, String> {
+    use rustls::pki_types::{CertificateDer, pem::PemObject};
+    let Some(pem) = pem else {
+        return Ok(rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() });
+    };
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let added = certificate.map_err(|error| error.to_string()).map(|certificate| roots.add(certificate));
+        added.and_then(|added| added.map_err(|error| error.to_string())).map_err(|why| format!("ca_file: {why}"))?;
+    }
+    if roots.is_empty() { Err("ca_file holds no certificate".into()) } else { Ok(roots) }
+}
+
+/// A name from a template with `{plugin}`, `{stream}` and `{chain}`: the chain's id in decimal digits.
+fn filled(template: &str, track: &Track) -> String {
+    template
+        .replace("{plugin}", track.stream.plugin.as_str())
+        .replace("{stream}", track.stream.stream.as_str())
+        .replace("{chain}", &track.chain.0.to_string())
+}
 
 /// The batch as NDJSON: one CloudEvents event a line.
 fn lines(batch: &[Delivery]) -> Vec<u8> {

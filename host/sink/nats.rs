@@ -107,8 +107,8 @@ impl Nats {
             (None, None, None, Some(creds)) => Auth::Creds(creds),
             _ => return Err(options.refused("set either user and password_env, or token_env, or creds_file")),
         };
-        let subject = options.text("subject")?.unwrap_or_else(|| "chainweir.{plugin}.{stream}".into());
-        let filled = fill(&subject, "p", "s", "1");
+        let subject = options.template("subject", "chainweir.{plugin}.{stream}")?;
+        let filled = fill(&subject, "x");
         if filled.split('.').any(str::is_empty) || filled.contains(|c: char| c.is_whitespace() || "*>{}".contains(c)) {
             return Err(options.refused(&format!(
                 "subject '{subject}' must be words parted by dots, without '*' and '>'; {{plugin}}, {{stream}} and {{chain}} are filled in"
@@ -235,7 +235,7 @@ impl Nats {
 
     /// Every subject that the template can give.
     fn pattern(&self) -> String {
-        let filled = fill(&self.subject, "*", "*", "*");
+        let filled = fill(&self.subject, "*");
         // A wildcard stands for a whole word only.
         filled.split('.').map(|word| if word.contains('*') { "*" } else { word }).collect::<Vec<_>>().join(".")
     }
@@ -323,12 +323,8 @@ impl Nats {
     }
 }
 
-fn fill(template: &str, plugin: &str, stream: &str, chain: &str) -> String {
-    template.replace("{plugin}", plugin).replace("{stream}", stream).replace("{chain}", chain)
-}
-
-fn subject(template: &str, track: &Track) -> String {
-    fill(template, track.stream.plugin.as_str(), track.stream.stream.as_str(), &track.chain.0.to_string())
+fn fill(template: &str, with: &str) -> String {
+    ["{plugin}", "{stream}", "{chain}"].iter().fold(template.to_owned(), |text, part| text.replace(part, with))
 }
 
 #[async_trait::async_trait]
@@ -345,7 +341,7 @@ impl Sink for Nats {
     async fn position(&self, track: &Track) -> Result<Option<u64>, SinkError> {
         let context = self.context().await?;
         let stream = self.stream(&context).await?;
-        let last = match stream.get_last_raw_message_by_subject(&subject(&self.subject, track)).await {
+        let last = match stream.get_last_raw_message_by_subject(&super::filled(&self.subject, track)).await {
             Ok(message) => message,
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => return Ok(None),
             Err(error) => return Err(self.again("cannot read the last message", &error)),
@@ -367,7 +363,7 @@ impl Sink for Nats {
             Ok(context) => context,
             Err(error) => return super::retry_all(batch.len(), &error.to_string()),
         };
-        let subject = subject(&self.subject, track);
+        let subject = super::filled(&self.subject, track);
         let mut outcomes = Vec::with_capacity(batch.len());
         while outcomes.len() < batch.len() {
             // At least one outcome each time: the first message of a go expects nothing.

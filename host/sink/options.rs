@@ -128,6 +128,39 @@ impl Options {
         Ok(self.text(key)?.map(|path| self.open.base.join(path)))
     }
 
+    /// The bytes of the file that `key` names.
+    pub fn file(&self, key: &str) -> Result<Option<Vec<u8>>, SinkError> {
+        let Some(path) = self.path(key)? else { return Ok(None) };
+        let read = std::fs::read(&path);
+        read.map(Some).map_err(|error| self.refused(&format!("cannot read {key} {}: {error}", path.display())))
+    }
+
+    /// The destination's URL, by `url`, or by `url_env` where it holds a password.
+    pub fn url(&self, example: &str) -> Result<Secret, SinkError> {
+        match (self.text("url")?, self.env("url_env")?) {
+            (Some(url), None) => Ok(Secret(url)),
+            (None, Some(url)) => Ok(url),
+            (Some(_), Some(_)) => Err(self.refused("url and url_env are both set; keep one")),
+            (None, None) => {
+                Err(self
+                    .refused(&format!("url_env is missing; for example: url_env = \"{example}\" (or url = \"...\")")))
+            }
+        }
+    }
+
+    /// A name with `{plugin}`, `{stream}` and `{chain}` in it, for [`super::filled`].
+    pub fn template(&self, key: &str, default: &str) -> Result<String, SinkError> {
+        let template = self.text(key)?.unwrap_or_else(|| default.into());
+        let rest =
+            ["{plugin}", "{stream}", "{chain}"].iter().fold(template.clone(), |text, part| text.replace(part, ""));
+        if rest.contains(['{', '}']) {
+            return Err(self.refused(&format!(
+                "{key} '{template}': what is filled in are {{plugin}}, {{stream}} and {{chain}}; no other braces may be in it"
+            )));
+        }
+        Ok(template)
+    }
+
     /// A table of texts.
     pub fn texts(&self, key: &str) -> Result<Vec<(String, String)>, SinkError> {
         match self.get(key) {

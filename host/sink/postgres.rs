@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::{StreamExt, TryStreamExt};
 use tokio::sync::Mutex;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
@@ -18,7 +19,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, NoTls, Statement, Transaction};
 
 use super::options::Options;
-use super::table::{self, Layout, Retract, Sort, Value, quoted};
+use super::table::{self, Fault, Layout, Refused, Retract, Run, Sort, Value, Work, quoted};
 use super::{Kind, Open, Shape, Sink, SinkError, Track};
 use crate::model::{Delivery, Op, Outcome, OutputName, StreamId, StreamSpec};
 
@@ -31,7 +32,7 @@ pub const KIND: Kind = Kind {
         ("schema", "the schema of the tables, made if it is not there; public"),
         ("table", "name of a stream's table, with {plugin} and {stream}; {plugin}_{stream}"),
         ("retract", "delete or mark the row of a retracted emission; delete"),
-        ("batch", "most rows in one transaction; 500"),
+        ("batch", "most rows in one transaction; 1000"),
         ("timeout_ms", "time for a transaction; 30000"),
         ("ca_file", "PEM file with the certificate authorities to trust, with sslmode=require"),
     ],
@@ -73,25 +74,16 @@ struct Table {
     retract: String,
 }
 
-/// What went wrong in a transaction.
-enum Fault {
-    /// One row is refused, whenever it is tried.
-    Row(String),
-    /// The database cannot do it now.
-    Now(String),
-}
+/// Rows in one statement. While the server works on one, the next is made ready.
+const CHUNK: usize = 256;
 
 impl Postgres {
     fn open(open: Open) -> Result<Self, SinkError> {
         let options = Options::new(open, KIND.options)?;
-        let url = match (options.text("url")?, options.env("url_env")?) {
-            (Some(url), None) => url,
-            (None, Some(url)) => url.expose().to_owned(),
-            (Some(_), Some(_)) => return Err(options.refused("url and url_env are both set; keep one")),
-            (None, None) => return Err(options.refused("url_env is missing; for example: url_env = \"DATABASE_URL\"")),
-        };
+        let url = options.url("DATABASE_URL")?;
         // The parser's own message may quote the URL, and the password with it.
         let mut config: tokio_postgres::Config = url
+            .expose()
             .parse()
             .map_err(|_| options.refused("the URL is not of the form postgres://user:password@host:5432/database"))?;
         if let Some(password) = options.env("password_env")? {
@@ -120,7 +112,7 @@ impl Postgres {
             schema: options.text("schema")?.unwrap_or_else(|| "public".into()),
             template,
             retract,
-            batch: options.number("batch", 500, 1..=10_000)? as usize,
+            batch: options.number("batch", 1_000, 1..=10_000)? as usize,
             timeout: Duration::from_millis(options.number("timeout_ms", 30_000, 1..=3_600_000)?),
             tables: Default::default(),
             connection: Mutex::new(None),
@@ -191,7 +183,7 @@ impl Postgres {
         let name = format!("{}.{}", quoted(&self.schema), quoted(&name));
         let taken = self.tables.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some((other, _)) = taken.iter().find(|(other, table)| table.name == name && *other != stream) {
-            return Err(self.refused(&format!("{stream} and {other} have the same table {name}; set table = \"...\" with {{plugin}} and {{stream}} apart, or use two outputs")));
+            return Err(self.refused(&table::shared(stream, other, &name)));
         }
         let layout = Layout::of(spec);
         let list = |each: &dyn Fn(usize) -> String| (0..layout.columns.len()).map(each).collect::<Vec<_>>().join(", ");
@@ -281,24 +273,25 @@ impl Postgres {
             )));
         }
         if one_by_one {
-            for index in 0..work.batch.len() {
-                if work.outcomes[index].is_some() {
-                    continue;
-                }
+            for (op, run) in work.runs(1) {
                 let savepoint = transaction.transaction().await.map_err(fault)?;
-                match write(&savepoint, &insert, &retract, work, &[index]).await {
-                    Ok(()) => savepoint.commit().await.map_err(fault)?,
+                match write(&savepoint, &insert, &retract, work.batch, &table.layout, (op, run.clone())).await {
+                    Ok(refused) => {
+                        savepoint.commit().await.map_err(fault)?;
+                        work.refuse(refused);
+                    }
                     Err(Fault::Row(why)) => {
                         savepoint.rollback().await.map_err(fault)?;
-                        work.outcomes[index] = Some(Outcome::Refused { why: format!("{}: {why}", self.place) });
+                        work.refuse([(run[0], format!("{}: {why}", self.place))]);
                     }
                     Err(other) => return Err(other),
                 }
             }
         } else {
-            for run in work.runs() {
-                write(&transaction, &insert, &retract, work, &run).await?;
-            }
+            let runs = work.runs(CHUNK).into_iter();
+            let written = runs.map(|run| write(&transaction, &insert, &retract, work.batch, &table.layout, run));
+            let refused: Vec<_> = futures::stream::iter(written).buffered(2).try_concat().await?;
+            work.refuse(refused);
         }
         let outcomes = work.settled();
         // A delivery from the dead letters lies before the position and does not move it back.
@@ -337,70 +330,31 @@ impl Postgres {
     }
 }
 
-/// A batch on its way into the database.
-struct Work<'a> {
-    batch: &'a [Delivery],
-    /// For every `apply`, its row as texts.
-    rows: Vec<Vec<Option<String>>>,
-    /// `None`: not known to be anything but delivered.
-    outcomes: Vec<Option<Outcome>>,
-}
-
-impl<'a> Work<'a> {
-    fn new(batch: &'a [Delivery], layout: &Layout) -> Self {
-        let (mut rows, mut outcomes) = (vec![], vec![]);
-        for delivery in batch {
-            let row = if delivery.op == Op::Apply { layout.row(delivery) } else { Ok(vec![]) };
-            outcomes.push(row.as_ref().err().map(|why| Outcome::Refused { why: why.clone() }));
-            rows.push(row.unwrap_or_else(|_refused| vec![]).into_iter().map(as_text).collect());
-        }
-        Self { batch, rows, outcomes }
-    }
-
-    /// Stretches of the same op, in order, without what is refused.
-    fn runs(&self) -> Vec<Vec<usize>> {
-        let mut runs: Vec<Vec<usize>> = vec![];
-        for index in (0..self.batch.len()).filter(|index| self.outcomes[*index].is_none()) {
-            match runs.last_mut().filter(|run| self.batch[run[0]].op == self.batch[index].op) {
-                Some(run) => run.push(index),
-                None => runs.push(vec![index]),
-            }
-        }
-        runs
-    }
-
-    fn settled(&self) -> Vec<Outcome> {
-        self.outcomes.iter().map(|outcome| outcome.clone().unwrap_or(Outcome::Delivered)).collect()
-    }
-}
-
-/// Writes deliveries of one op.
+/// Writes a run. What has no row is left out, and told.
 async fn write(
     transaction: &Transaction<'_>,
     insert: &Statement,
     retract: &Statement,
-    work: &Work<'_>,
-    run: &[usize],
-) -> Result<(), Fault> {
-    match work.batch[run[0]].op {
-        // A table holds what the chain has.
-        Op::Pending => {}
-        Op::Apply => {
-            let width = work.rows[run[0]].len();
-            let columns: Vec<Vec<Option<&str>>> = (0..width)
-                .map(|column| run.iter().map(|index| work.rows[*index][column].as_deref()).collect())
-                .collect();
-            let values: Vec<&(dyn ToSql + Sync)> = columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
-            transaction.execute(insert, &values).await.map_err(fault)?;
-        }
-        Op::Retract => {
-            let emissions: Vec<String> = run.iter().map(|index| work.batch[*index].emission.id.to_string()).collect();
-            let offsets: Vec<Option<i64>> =
-                run.iter().map(|index| i64::try_from(work.batch[*index].offset).ok()).collect();
-            transaction.execute(retract, &[&emissions, &offsets]).await.map_err(fault)?;
-        }
+    batch: &[Delivery],
+    layout: &Layout,
+    (op, run): Run,
+) -> Result<Vec<Refused>, Fault> {
+    if op == Op::Retract {
+        let emissions: Vec<String> = run.iter().map(|index| batch[*index].emission.id.to_string()).collect();
+        let offsets: Vec<Option<i64>> = run.iter().map(|index| i64::try_from(batch[*index].offset).ok()).collect();
+        transaction.execute(retract, &[&emissions, &offsets]).await.map_err(fault)?;
+        return Ok(vec![]);
     }
-    Ok(())
+    // What was said before goes out first: this thread carries it, too.
+    tokio::task::yield_now().await;
+    let (rows, refused) = table::rows(batch, &run, layout);
+    let mut columns: Vec<Vec<Option<String>>> = layout.columns.iter().map(|_| Vec::with_capacity(rows.len())).collect();
+    for row in rows {
+        columns.iter_mut().zip(row).for_each(|(column, value)| column.push(as_text(value)));
+    }
+    let values: Vec<&(dyn ToSql + Sync)> = columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
+    transaction.execute(insert, &values).await.map_err(fault)?;
+    Ok(refused)
 }
 
 async fn prepared(connection: &mut Connection, sql: &str) -> Result<Statement, Fault> {
@@ -475,21 +429,9 @@ fn text(error: &tokio_postgres::Error) -> String {
 }
 
 fn tls(options: &Options) -> Result<tokio_postgres_rustls::MakeRustlsConnect, SinkError> {
-    use rustls::pki_types::{CertificateDer, pem::PemObject};
     // Already installed by another part of the process: the same provider, so nothing to do.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let Some(path) = options.path("ca_file")? else {
-        return Ok(tokio_postgres_rustls::MakeRustlsConnect::with_webpki_roots());
-    };
-    let wrong =
-        |error: &dyn std::fmt::Display| options.refused(&format!("cannot read ca_file {}: {error}", path.display()));
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(&path).map_err(|error| wrong(&error))? {
-        roots.add(certificate.map_err(|error| wrong(&error))?).map_err(|error| wrong(&error))?;
-    }
-    if roots.is_empty() {
-        return Err(wrong(&"it holds no certificate"));
-    }
+    let roots = super::roots(options.file("ca_file")?.as_deref()).map_err(|why| options.refused(&why))?;
     let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
     Ok(tokio_postgres_rustls::MakeRustlsConnect::new(config))
 }
@@ -537,7 +479,7 @@ impl Sink for Postgres {
         let Some(table) = table else {
             return super::retry_all(batch.len(), &format!("the table of {} is not prepared yet", track.stream));
         };
-        let mut work = Work::new(batch, &table.layout);
+        let mut work = Work::new(batch);
         let mut slot = self.connection.lock().await;
         let mut connection = match self.connected(&mut slot).await {
             Ok(connection) => connection,

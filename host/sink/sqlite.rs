@@ -12,7 +12,7 @@ use rusqlite::types::ToSqlOutput;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, ToSql, Transaction, TransactionBehavior, params};
 
 use super::options::Options;
-use super::table::{self, Layout, Retract, Sort, Value, quoted};
+use super::table::{self, Fault, Layout, Retract, Sort, Value, quoted};
 use super::{Kind, Open, Shape, Sink, SinkError, Track};
 use crate::model::{Delivery, Op, Outcome, OutputName, StreamId, StreamSpec};
 
@@ -57,11 +57,6 @@ struct Table {
     layout: Layout,
     insert: String,
     retract: String,
-}
-
-enum Fault {
-    Row(String),
-    Now(String),
 }
 
 const POSITIONS: &str = "CREATE TABLE IF NOT EXISTS chainweir_positions (journal TEXT, output TEXT, stream TEXT, chain TEXT, \
@@ -117,7 +112,7 @@ impl State {
         let bare = table::name(&self.template, stream).map_err(|error| self.refused(&error.to_string()))?;
         let name = quoted(&bare);
         if let Some((other, _)) = self.tables.iter().find(|(other, table)| table.name == name && *other != stream) {
-            return Err(self.refused(&format!("{stream} and {other} have the same table {name}; set table = \"...\" with {{plugin}} and {{stream}} apart, or use two outputs")));
+            return Err(self.refused(&table::shared(stream, other, &name)));
         }
         let layout = Layout::of(spec);
         let mut wanted = layout.columns.clone();

@@ -4,13 +4,15 @@
 //! else of the payload is kept as JSON in `_extra`, so that nothing is lost. A value that does not fit its
 //! column is a fault of that one delivery.
 
+use std::borrow::{Borrow, Cow};
 use std::collections::{BTreeMap, HashSet};
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use serde_json::value::RawValue;
 
 use super::{Options, SinkError, cloudevent};
-use crate::model::{Delivery, Outcome, StreamId, StreamSpec};
+use crate::model::{Delivery, Op, Outcome, StreamId, StreamSpec};
 
 /// What a column holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,7 +130,7 @@ impl Layout {
             serde_json::from_slice(&emission.payload).map_err(|error| format!("the payload is not JSON: {error}"))?;
         // Read raw, so that no digit of a large number is lost.
         let object =
-            whole.get().starts_with('{').then(|| serde_json::from_str::<BTreeMap<String, &RawValue>>(whole.get()));
+            whole.get().starts_with('{').then(|| serde_json::from_str::<BTreeMap<Name<'_>, &RawValue>>(whole.get()));
         let Some(object) = object else {
             row.resize(self.columns.len() - 1, Value::Null);
             row.push(Value::Text(whole.get().to_owned()));
@@ -136,7 +138,7 @@ impl Layout {
         };
         let mut object = object.map_err(|error| format!("the payload is not a JSON object: {error}"))?;
         for column in &self.columns[FIXED.len()..self.columns.len() - 1] {
-            row.push(match object.remove(&column.name) {
+            row.push(match object.remove(column.name.as_str()) {
                 None => Value::Null,
                 Some(raw) => value(column.sort, raw.get()).map_err(|wanted| {
                     let got = super::options::excerpt(raw.get().as_bytes());
@@ -149,6 +151,17 @@ impl Layout {
             false => Value::Text(serde_json::to_string(&object).map_err(|error| error.to_string())?),
         });
         Ok(row)
+    }
+}
+
+/// A property's name, borrowed from the payload where no escape is in it.
+#[derive(PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(transparent)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl Borrow<str> for Name<'_> {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 
@@ -247,6 +260,13 @@ pub fn name(template: &str, stream: &StreamId) -> Result<String, SinkError> {
     Ok(name)
 }
 
+/// What is said of two streams with one table.
+pub fn shared(stream: &StreamId, other: &StreamId, table: &str) -> String {
+    format!(
+        "{stream} and {other} have the same table {table}; set table = \"...\" with {{plugin}} and {{stream}} apart, or use two outputs"
+    )
+}
+
 /// The options `table` and `retract`, which every store has.
 pub fn options(options: &Options) -> Result<(String, Retract), SinkError> {
     let template = options.text("table")?.unwrap_or_else(|| "{plugin}_{stream}".into());
@@ -266,6 +286,71 @@ pub fn options(options: &Options) -> Result<(String, Retract), SinkError> {
 /// An identifier in quotes, as SQL has it.
 pub fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Why a store did not take something.
+pub enum Fault {
+    /// One row is refused, whenever it is tried.
+    Row(String),
+    /// The store cannot do it now.
+    Now(String),
+}
+
+/// A batch on its way into a table, for a store that takes many rows at once.
+pub struct Work<'a> {
+    pub batch: &'a [Delivery],
+    /// `None`: not known to be anything but delivered.
+    pub outcomes: Vec<Option<Outcome>>,
+}
+
+/// Deliveries of one batch, by their places in it: all applied, or all retracted.
+pub type Run = (Op, Vec<usize>);
+
+impl<'a> Work<'a> {
+    pub fn new(batch: &'a [Delivery]) -> Self {
+        Self { batch, outcomes: vec![None; batch.len()] }
+    }
+
+    /// Stretches of the same op, in order and of at most so many, without what is refused. A table holds what the chain has:
+    /// nothing is pending in it.
+    pub fn runs(&self, most: usize) -> Vec<Run> {
+        let mut runs: Vec<Run> = vec![];
+        for (index, delivery) in self.batch.iter().enumerate() {
+            if self.outcomes[index].is_some() || delivery.op == Op::Pending {
+                continue;
+            }
+            match runs.last_mut().filter(|run| run.0 == delivery.op && run.1.len() < most) {
+                Some(run) => run.1.push(index),
+                None => runs.push((delivery.op, vec![index])),
+            }
+        }
+        runs
+    }
+
+    pub fn refuse(&mut self, refused: impl IntoIterator<Item = Refused>) {
+        for (index, why) in refused {
+            self.outcomes[index] = Some(Outcome::Refused { why });
+        }
+    }
+
+    pub fn settled(&self) -> Vec<Outcome> {
+        self.outcomes.iter().map(|outcome| outcome.clone().unwrap_or(Outcome::Delivered)).collect()
+    }
+}
+
+/// A delivery that has no row, by its place in the batch, and why.
+pub type Refused = (usize, String);
+
+/// The rows of a run, and what has none.
+pub fn rows(batch: &[Delivery], run: &[usize], layout: &Layout) -> (Vec<Vec<Value>>, Vec<Refused>) {
+    let (mut rows, mut refused) = (Vec::with_capacity(run.len()), vec![]);
+    for index in run {
+        match layout.row(&batch[*index]) {
+            Ok(row) => rows.push(row),
+            Err(why) => refused.push((*index, why)),
+        }
+    }
+    (rows, refused)
 }
 
 /// How far a batch moves a track's position: to the last delivery before the first that was refused. What was refused is not settled

@@ -15,6 +15,7 @@ pub mod nats;
 pub mod postgres;
 pub mod process;
 pub mod receiver;
+pub mod servers;
 pub mod session;
 pub mod sim;
 

@@ -1,0 +1,159 @@
+//! Servers from Debian's packages, each of the test's own: on a free port and in a temporary folder, to be killed and started
+//! again on the same port and data.
+
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+pub const USER: &str = "weir";
+pub const PASSWORD: &str = "correct-horse";
+
+pub struct Server {
+    pub port: u16,
+    folder: tempfile::TempDir,
+    /// How the program is called, given its folder and port.
+    command: fn(&Path, u16) -> Command,
+    /// The signal that ends it at once; to one that keeps everything in memory until it is asked to stop, a milder one.
+    signal: &'static str,
+    /// More arguments, for one test.
+    more: Vec<String>,
+    child: Option<Child>,
+}
+
+impl Server {
+    /// Appends every change to a file before it answers.
+    pub async fn redis(more: &[&str]) -> Option<Self> {
+        let command = |folder: &Path, port: u16| {
+            let mut command = Command::new("redis-server");
+            command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--appendonly", "yes", "--save", ""]);
+            command.arg("--dir").arg(folder);
+            command
+        };
+        Self::start("redis-server", "redis-server", command, "-KILL", more).await
+    }
+
+    /// With the database `shop`, for [`USER`] with [`PASSWORD`].
+    pub async fn mariadb(more: &[&str]) -> Option<Self> {
+        find("mariadbd", "mariadb-server")?;
+        let command = |folder: &Path, port: u16| {
+            let data = folder.join("data");
+            if !data.is_dir() {
+                let mut install = Command::new("mariadb-install-db");
+                install.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
+                install.arg(format!("--datadir={}", data.display())).stdout(Stdio::null()).stderr(Stdio::null());
+                assert!(install.status().expect("mariadb-install-db runs").success());
+                // A statement a line.
+                let user = format!(
+                    "CREATE DATABASE IF NOT EXISTS shop;\nCREATE USER IF NOT EXISTS {USER}@'%' IDENTIFIED BY '{PASSWORD}';\n\
+                     GRANT ALL ON shop.* TO {USER}@'%';\n"
+                );
+                std::fs::write(folder.join("init.sql"), user).expect("a file in the temporary folder");
+            }
+            let mut command = Command::new(find("mariadbd", "mariadb-server").expect("it was there before"));
+            command.args(["--no-defaults", "--user=root", "--bind-address=127.0.0.1", "--skip-name-resolve"]);
+            command.arg(format!("--port={port}")).arg(format!("--datadir={}", data.display()));
+            command.arg(format!("--socket={}", folder.join("socket").display()));
+            command.arg(format!("--init-file={}", folder.join("init.sql").display()));
+            command
+        };
+        Self::start("mariadbd", "mariadb-server", command, "-KILL", more).await
+    }
+
+    /// Keeps what it has when it is stopped, not when it is killed.
+    pub async fn mosquitto(settings: &[&str]) -> Option<Self> {
+        let command = |folder: &Path, port: u16| {
+            let settings = std::fs::read_to_string(folder.join("settings")).unwrap_or_default();
+            let config = format!(
+                "listener {port} 127.0.0.1\npersistence true\npersistence_location {}/\nmax_queued_messages 0\n\
+                 user root\n{settings}",
+                folder.display()
+            );
+            std::fs::write(folder.join("mosquitto.conf"), config).expect("a file in the temporary folder");
+            let mut command = Command::new(find("mosquitto", "mosquitto").expect("it was there before"));
+            command.arg("-c").arg(folder.join("mosquitto.conf"));
+            command
+        };
+        let mut server = Self::new("mosquitto", "mosquitto", command, "-TERM", &[])?;
+        std::fs::write(server.folder.path().join("settings"), settings.join("\n")).expect("a file in the folder");
+        server.restart().await;
+        Some(server)
+    }
+
+    fn new(
+        program: &str,
+        package: &str,
+        command: fn(&Path, u16) -> Command,
+        signal: &'static str,
+        more: &[&str],
+    ) -> Option<Self> {
+        find(program, package)?;
+        Some(Self {
+            port: super::free_port(),
+            folder: tempfile::tempdir().expect("a temporary folder"),
+            command,
+            signal,
+            more: more.iter().map(|text| (*text).to_owned()).collect(),
+            child: None,
+        })
+    }
+
+    /// `None`, with a line that says what to install, where the program is not there.
+    async fn start(
+        program: &str,
+        package: &str,
+        command: fn(&Path, u16) -> Command,
+        signal: &'static str,
+        more: &[&str],
+    ) -> Option<Self> {
+        let mut server = Self::new(program, package, command, signal, more)?;
+        server.restart().await;
+        Some(server)
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Ends every process of it at once.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // It leads a group of its own: a script and what it started end together.
+            let group = format!("-{}", child.id());
+            let killed = Command::new("kill").args([self.signal, "--", &group]).status();
+            assert!(killed.expect("kill runs").success());
+            child.wait().expect("our own child can be waited for");
+        }
+    }
+
+    pub async fn restart(&mut self) {
+        self.kill();
+        let mut command = (self.command)(self.folder.path(), self.port);
+        command.args(&self.more).process_group(0).stdin(Stdio::null());
+        let log = std::fs::File::create(self.folder.path().join("out.log")).expect("a file in the folder");
+        command.stderr(log.try_clone().expect("a file can be had twice")).stdout(log);
+        self.child = Some(command.spawn().expect("the server starts"));
+        let port = self.port;
+        super::until("the server to listen", || async move {
+            tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()
+        })
+        .await;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn find(program: &str, package: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let found = std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/usr/local/sbin".into()])
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file());
+    if found.is_none() {
+        eprintln!("SKIPPED: no {program}; install it by: apt-get install -y {package}");
+    }
+    found
+}
