@@ -11,7 +11,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{StreamExt, TryStreamExt};
 use tokio::sync::Mutex;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
@@ -73,9 +72,6 @@ struct Table {
     insert: String,
     retract: String,
 }
-
-/// Rows in one statement. While the server works on one, the next is made ready.
-const CHUNK: usize = 256;
 
 impl Postgres {
     fn open(open: Open) -> Result<Self, SinkError> {
@@ -288,10 +284,11 @@ impl Postgres {
                 }
             }
         } else {
-            let runs = work.runs(CHUNK).into_iter();
-            let written = runs.map(|run| write(&transaction, &insert, &retract, work.batch, &table.layout, run));
-            let refused: Vec<_> = futures::stream::iter(written).buffered(2).try_concat().await?;
-            work.refuse(refused);
+            // One after another: a retraction must not go before what it retracts.
+            for run in work.runs(usize::MAX) {
+                let refused = write(&transaction, &insert, &retract, work.batch, &table.layout, run).await?;
+                work.refuse(refused);
+            }
         }
         let outcomes = work.settled();
         // A delivery from the dead letters lies before the position and does not move it back.
@@ -345,8 +342,6 @@ async fn write(
         transaction.execute(retract, &[&emissions, &offsets]).await.map_err(fault)?;
         return Ok(vec![]);
     }
-    // What was said before goes out first: this thread carries it, too.
-    tokio::task::yield_now().await;
     let (rows, refused) = table::rows(batch, &run, layout);
     let mut columns: Vec<Vec<Option<String>>> = layout.columns.iter().map(|_| Vec::with_capacity(rows.len())).collect();
     for row in rows {
