@@ -13,7 +13,6 @@ pub mod mysql;
 pub mod nats;
 mod options;
 pub mod postgres;
-pub mod redis;
 pub mod sqlite;
 pub mod stdout;
 mod table;
@@ -101,19 +100,22 @@ pub struct Kind {
     pub open: fn(Open) -> Opening,
 }
 
-pub const KINDS: &[Kind] = &[
-    webhook::KIND,
-    nats::KIND,
-    mqtt::KIND,
-    redis::KIND,
-    postgres::KIND,
-    mysql::KIND,
-    sqlite::KIND,
-    file::KIND,
-    stdout::KIND,
-];
+pub const KINDS: &[Kind] =
+    &[webhook::KIND, nats::KIND, mqtt::KIND, postgres::KIND, mysql::KIND, sqlite::KIND, file::KIND, stdout::KIND];
 
-/// Whom to trust: the authorities of a PEM file, or those of the web.
+/// The one TLS provider of the process.
+fn ring() {
+    // Already installed by another part of the process: the same provider, so nothing to do.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// For a connection that trusts the authorities of a PEM file (the option `ca_file`), or those of the web.
+fn tls(options: &Options, ca_file: Option<Vec<u8>>) -> Result<rustls::ClientConfig, SinkError> {
+    ring();
+    let roots = roots(ca_file.as_deref()).map_err(|why| options.refused(&format!("ca_file {why}")))?;
+    Ok(rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
+}
+
 fn roots(pem: Option<&[u8]>) -> Result<rustls::RootCertStore, String> {
     use rustls::pki_types::{CertificateDer, pem::PemObject};
     let Some(pem) = pem else {
@@ -121,10 +123,15 @@ fn roots(pem: Option<&[u8]>) -> Result<rustls::RootCertStore, String> {
     };
     let mut roots = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem) {
-        let added = certificate.map_err(|error| error.to_string()).map(|certificate| roots.add(certificate));
-        added.and_then(|added| added.map_err(|error| error.to_string())).map_err(|why| format!("ca_file: {why}"))?;
+        let certificate = certificate.map_err(|error| format!("cannot be read: {error}"))?;
+        roots.add(certificate).map_err(|error| format!("cannot be used: {error}"))?;
     }
-    if roots.is_empty() { Err("ca_file holds no certificate".into()) } else { Ok(roots) }
+    if roots.is_empty() { Err("holds no certificate".into()) } else { Ok(roots) }
+}
+
+/// What a template has instead of each of its parts.
+fn filled_alike(template: &str, with: &str) -> String {
+    ["{plugin}", "{stream}", "{chain}"].iter().fold(template.to_owned(), |text, part| text.replace(part, with))
 }
 
 /// A name from a template with `{plugin}`, `{stream}` and `{chain}`: the chain's id in decimal digits.

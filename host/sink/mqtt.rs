@@ -116,7 +116,7 @@ impl Mqtt {
         }
         let ca = options.file("ca_file")?;
         if tls {
-            mqtt.set_transport(Transport::Tls(tls_of(&options, ca)?));
+            mqtt.set_transport(Transport::Tls(TlsConfiguration::Rustls(Arc::new(super::tls(&options, ca)?))));
         }
         Ok(Self {
             name: options.name().clone(),
@@ -269,14 +269,6 @@ fn topic(options: &Options) -> Result<String, SinkError> {
         );
     }
     Ok(topic)
-}
-
-fn tls_of(options: &Options, ca: Option<Vec<u8>>) -> Result<TlsConfiguration, SinkError> {
-    // Already installed by another part of the process: the same provider, so nothing to do.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let roots = super::roots(ca.as_deref()).map_err(|why| options.refused(&why))?;
-    let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-    Ok(TlsConfiguration::Rustls(Arc::new(config)))
 }
 
 #[async_trait::async_trait]

@@ -95,8 +95,7 @@ impl MySql {
         if ca_file.is_some() && !tls {
             return Err(options.refused("ca_file is for tls = true"));
         }
-        // Already installed by another part of the process: the same provider, so nothing to do.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        super::ring();
         let mut builder = OptsBuilder::from_opts(opts).prefer_socket(false).stmt_cache_size(0);
         if tls {
             let roots = ca_file.into_iter().map(|path| path.into()).collect::<Vec<_>>();

@@ -108,7 +108,7 @@ impl Nats {
             _ => return Err(options.refused("set either user and password_env, or token_env, or creds_file")),
         };
         let subject = options.template("subject", "chainweir.{plugin}.{stream}")?;
-        let filled = fill(&subject, "x");
+        let filled = super::filled_alike(&subject, "x");
         if filled.split('.').any(str::is_empty) || filled.contains(|c: char| c.is_whitespace() || "*>{}".contains(c)) {
             return Err(options.refused(&format!(
                 "subject '{subject}' must be words parted by dots, without '*' and '>'; {{plugin}}, {{stream}} and {{chain}} are filled in"
@@ -156,8 +156,7 @@ impl Nats {
                 _ => Err(self.again("not connected", &"the client is connecting again")),
             };
         }
-        // Already installed by another part of the process: the same provider, so nothing to do.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        super::ring();
         let lost = self.lost.clone();
         let mut options = ConnectOptions::new()
             .event_callback(move |event| {
@@ -235,7 +234,7 @@ impl Nats {
 
     /// Every subject that the template can give.
     fn pattern(&self) -> String {
-        let filled = fill(&self.subject, "*");
+        let filled = super::filled_alike(&self.subject, "*");
         // A wildcard stands for a whole word only.
         filled.split('.').map(|word| if word.contains('*') { "*" } else { word }).collect::<Vec<_>>().join(".")
     }
@@ -321,10 +320,6 @@ impl Nats {
             outcomes.push(self.judge(&error, subject));
         }
     }
-}
-
-fn fill(template: &str, with: &str) -> String {
-    ["{plugin}", "{stream}", "{chain}"].iter().fold(template.to_owned(), |text, part| text.replace(part, with))
 }
 
 #[async_trait::async_trait]

@@ -151,9 +151,7 @@ impl Options {
     /// A name with `{plugin}`, `{stream}` and `{chain}` in it, for [`super::filled`].
     pub fn template(&self, key: &str, default: &str) -> Result<String, SinkError> {
         let template = self.text(key)?.unwrap_or_else(|| default.into());
-        let rest =
-            ["{plugin}", "{stream}", "{chain}"].iter().fold(template.clone(), |text, part| text.replace(part, ""));
-        if rest.contains(['{', '}']) {
+        if super::filled_alike(&template, "").contains(['{', '}']) {
             return Err(self.refused(&format!(
                 "{key} '{template}': what is filled in are {{plugin}}, {{stream}} and {{chain}}; no other braces may be in it"
             )));

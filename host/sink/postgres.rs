@@ -92,7 +92,10 @@ impl Postgres {
                 config.ssl_mode(SslMode::Disable);
                 None
             }
-            _ => Some(tls(&options)?),
+            _ => {
+                let tls = super::tls(&options, options.file("ca_file")?)?;
+                Some(tokio_postgres_rustls::MakeRustlsConnect::new(tls))
+            }
         };
         let hosts = config.get_hosts().iter().map(|host| match host {
             tokio_postgres::config::Host::Tcp(host) => host.clone(),
@@ -421,14 +424,6 @@ fn text(error: &tokio_postgres::Error) -> String {
             error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
         }
     }
-}
-
-fn tls(options: &Options) -> Result<tokio_postgres_rustls::MakeRustlsConnect, SinkError> {
-    // Already installed by another part of the process: the same provider, so nothing to do.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let roots = super::roots(options.file("ca_file")?.as_deref()).map_err(|why| options.refused(&why))?;
-    let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-    Ok(tokio_postgres_rustls::MakeRustlsConnect::new(config))
 }
 
 #[async_trait::async_trait]

@@ -109,8 +109,7 @@ impl Webhook {
             // A batch keeps its order by being alone.
             _ => options.number("concurrency", 1, 1..=1)?,
         } as usize;
-        // Already installed by another part of the process: the same provider, so nothing to do.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        super::ring();
         let client = reqwest::Client::builder()
             .user_agent(concat!("chainweir/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())

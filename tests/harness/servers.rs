@@ -21,17 +21,6 @@ pub struct Server {
 }
 
 impl Server {
-    /// Appends every change to a file before it answers.
-    pub async fn redis(more: &[&str]) -> Option<Self> {
-        let command = |folder: &Path, port: u16| {
-            let mut command = Command::new("redis-server");
-            command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--appendonly", "yes", "--save", ""]);
-            command.arg("--dir").arg(folder);
-            command
-        };
-        Self::start("redis-server", "redis-server", command, "-KILL", more).await
-    }
-
     /// With the database `shop`, for [`USER`] with [`PASSWORD`].
     pub async fn mariadb(more: &[&str]) -> Option<Self> {
         find("mariadbd", "mariadb-server")?;

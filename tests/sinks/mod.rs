@@ -3,7 +3,6 @@
 
 mod mqtt;
 mod mysql;
-mod redis;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -17,7 +17,6 @@ const APT: &[(&str, &str, &str)] = &[
     ("nats-server", "nats-server", "the NATS sink's tests"),
     ("postgres", "postgresql", "the PostgreSQL sink's tests"),
     ("mariadbd", "mariadb-server", "the MySQL sink's tests"),
-    ("redis-server", "redis-server", "the Redis sink's tests"),
     ("mosquitto", "mosquitto", "the MQTT sink's tests"),
     ("php", "php-cli", "the PHP receiver's test"),
     ("node", "nodejs", "the Node.js receiver's test"),
