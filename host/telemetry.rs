@@ -87,6 +87,8 @@ const PLUGIN_FAULTS: &str = "chainweir_plugin_faults_total";
 const EMISSIONS: &str = "chainweir_emissions_total";
 const RETRACTIONS: &str = "chainweir_retractions_total";
 const LANE_BACKLOG: &str = "chainweir_lane_backlog";
+const LANE_BACKLOG_BYTES: &str = "chainweir_lane_backlog_bytes";
+const LANE_BACKLOG_AGE: &str = "chainweir_lane_backlog_age_seconds";
 const DELIVERIES: &str = "chainweir_deliveries_total";
 const PLUGIN_RELOADS: &str = "chainweir_plugin_reloads_total";
 const REORGS: &str = "chainweir_reorgs_total";
@@ -174,6 +176,8 @@ const METRICS: &[Metric] = &[
     metric(EMISSIONS, Kind::Counter, Unit::Count, "Emissions committed, by plugin"),
     metric(RETRACTIONS, Kind::Counter, Unit::Count, "Emissions taken back because their block was orphaned, by plugin"),
     metric(LANE_BACKLOG, Kind::Gauge, Unit::Count, "Entries of an output that are not settled yet"),
+    metric(LANE_BACKLOG_BYTES, Kind::Gauge, Unit::Bytes, "Bytes of their payloads, estimated"),
+    metric(LANE_BACKLOG_AGE, Kind::Gauge, Unit::Seconds, "Time that the oldest of them has waited"),
     metric(DELIVERIES, Kind::Counter, Unit::Count, "Attempts to deliver, by output and outcome"),
     metric(PLUGIN_RELOADS, Kind::Counter, Unit::Count, "Plugin files that were tried, by plugin and outcome"),
     metric(TRANSACTIONS_WATCHED, Kind::Gauge, Unit::Count, "Transactions that are watched, by chain"),
@@ -377,6 +381,8 @@ pub fn picture(status: &Status) {
     }
     for output in &status.outputs {
         gauge!(LANE_BACKLOG, "output" => output.name.clone()).set(output.backlog as f64);
+        gauge!(LANE_BACKLOG_BYTES, "output" => output.name.clone()).set(output.backlog_bytes as f64);
+        gauge!(LANE_BACKLOG_AGE, "output" => output.name.clone()).set(output.backlog_age as f64);
     }
 }
 

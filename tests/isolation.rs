@@ -246,6 +246,15 @@ async fn dead_letters_are_sent_again_in_order_or_dropped_even_over_a_crash() {
     }
     assert_eq!(ids(&process, "shop"), dead);
 
+    // Shown first: those of the output that have the word in their reason, and nothing is done.
+    let (ok, said) = process.cli(&["dead", "retry", "--output", "shop", "--reason", "410", "--since", "2026-01-01", "--dry-run"]);
+    assert!(ok && said.contains("to these 6") && said.contains("nothing was done"), "{said}");
+    for none in [["--plugin", "other"], ["--before", "2026-01-01"], ["--reason", "413"]] {
+        let (ok, said) = process.cli(&[&["dead", "drop"][..], &none].concat());
+        assert!(!ok && said.contains("no such dead letters"), "{said}");
+    }
+    assert_eq!(ids(&process, "shop"), dead);
+
     // Given up for good: never sent.
     let (ok, said) = process.cli(&["dead", "drop", &dead[1].to_string()]);
     assert!(ok, "{said}");

@@ -22,6 +22,7 @@ mod providers;
 mod recorded;
 mod reload;
 mod reorgs;
+mod retention;
 mod rpc_cases;
 mod sets;
 mod simulation;

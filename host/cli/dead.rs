@@ -34,16 +34,58 @@ pub enum Command {
 #[derive(clap::Args, Debug)]
 pub struct Which {
     /// Ids as `dead list` shows them
-    #[arg(required_unless_present = "all")]
+    #[arg(required_unless_present_any = ["all", "output", "plugin", "reason", "since", "before"])]
     ids: Vec<i64>,
-    /// All there are, or all of --output
-    #[arg(long, conflicts_with = "ids")]
+    /// All there are
+    #[arg(long, conflicts_with_all = ["ids", "output", "plugin", "reason", "since", "before"])]
     all: bool,
-    /// With --all: of this output alone
-    #[arg(long, requires = "all")]
-    output: Option<String>,
+    #[command(flatten)]
+    only: Only,
+    /// Show which these are, and do nothing
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     at: Where,
+}
+
+/// Those that are all of this.
+#[derive(clap::Args, Debug)]
+pub struct Only {
+    /// Of this output
+    #[arg(long)]
+    output: Option<String>,
+    /// Of this plugin
+    #[arg(long)]
+    plugin: Option<String>,
+    /// With this in the reason for which they were given up
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Given up at or after this time (UTC), as 2026-01-31 or 2026-01-31T08:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    since: Option<String>,
+    /// Given up before this time
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    before: Option<String>,
+}
+
+impl Only {
+    fn takes(&self, letter: &Value) -> bool {
+        let text = |field: &str| letter.get(field).and_then(Value::as_str).unwrap_or_default();
+        let plugin = text("stream").split_once('.').map_or("", |(plugin, _)| plugin);
+        // Times are written alike: they are in the order of their texts.
+        self.output.as_ref().is_none_or(|output| text("output") == output)
+            && self.plugin.as_ref().is_none_or(|wanted| plugin == wanted)
+            && self.reason.as_ref().is_none_or(|reason| text("why").contains(reason.as_str()))
+            && self.since.as_ref().is_none_or(|since| text("time") >= since.as_str())
+            && self.before.as_ref().is_none_or(|before| text("time") < before.as_str())
+    }
+}
+
+fn time(text: &str) -> Result<String, String> {
+    let wrong = || "a time is written as 2026-01-31 or 2026-01-31T08:00:00Z".to_owned();
+    let at: toml::value::Datetime = text.parse().map_err(|_| wrong())?;
+    let utc = matches!(at.offset, None | Some(toml::value::Offset::Z)) && (at.time.is_none() || text.ends_with('Z'));
+    if at.date.is_some() && utc { Ok(text.to_owned()) } else { Err(wrong()) }
 }
 
 pub async fn run(command: Command) -> anyhow::Result<Exit> {
@@ -91,9 +133,15 @@ async fn list(output: Option<String>, json: bool, at: &Where) -> anyhow::Result<
         println!("no dead letters");
         return Ok(Exit::Done);
     }
-    let fields = ["id", "output", "stream", "op", "attempts", "why"];
+    print!("{}", table(&letters));
+    eprintln!("\n'chainweir dead retry ID...' sends them again, 'chainweir dead drop ID...' gives them up");
+    Ok(Exit::Done)
+}
+
+fn table(letters: &[Value]) -> String {
+    let fields = ["id", "output", "stream", "op", "attempts", "time", "why"];
     let mut rows = vec![fields.iter().map(|field| field.to_uppercase()).collect::<Vec<_>>()];
-    for letter in &letters {
+    for letter in letters {
         let cell = |field: &&str| match letter.get(*field) {
             Some(Value::String(text)) => text.clone(),
             Some(other) => other.to_string(),
@@ -101,21 +149,31 @@ async fn list(output: Option<String>, json: bool, at: &Where) -> anyhow::Result<
         };
         rows.push(fields.iter().map(cell).collect());
     }
-    print!("{}", columns(&rows));
-    eprintln!("\n'chainweir dead retry ID...' sends them again, 'chainweir dead drop ID...' gives them up");
-    Ok(Exit::Done)
+    columns(&rows)
 }
 
 async fn settle(path: &str, which: Which) -> anyhow::Result<Exit> {
-    let ids = if which.all {
-        let letters = letters(which.output.as_deref(), &which.at).await?;
-        letters.iter().filter_map(|letter| letter.get("id").and_then(Value::as_i64)).collect()
+    let Which { ids, only, dry_run, at, .. } = which;
+    let id = |letter: &Value| letter.get("id").and_then(Value::as_i64);
+    // Ids alone need not be looked for; what is shown first, or chosen by what it is, does.
+    let ids = if ids.is_empty() || dry_run {
+        let mut letters = letters(only.output.as_deref(), &at).await?;
+        letters.retain(|letter| only.takes(letter) && (ids.is_empty() || id(letter).is_some_and(|id| ids.contains(&id))));
+        if dry_run {
+            print!("{}", table(&letters));
+            eprintln!("\nnothing was done; the same without --dry-run does it to these {}", letters.len());
+            return Ok(Exit::Done);
+        }
+        letters.iter().filter_map(id).collect()
     } else {
-        which.ids
+        ids
     };
     if ids.is_empty() {
-        return Err(Trouble::new("there are no dead letters", "nothing is to be done").into());
+        return Err(Trouble::new("there are no such dead letters", "nothing is to be done").into());
     }
-    println!("{}", which.at.client()?.post(path, Some(&json!({ "ids": ids }))).await?);
+    // In the order in which they were given up, each request all or nothing.
+    for ids in ids.chunks(2_000) {
+        println!("{}", at.client()?.post(path, Some(&json!({ "ids": ids }))).await?);
+    }
     Ok(Exit::Done)
 }

@@ -61,7 +61,8 @@ enum Command {
     Plugin(plugin::Command),
     /// Write blocks, receipts and logs of a live chain into a file
     Record(record::Args),
-    /// Run a plugin over recorded blocks, offline: emissions as NDJSON on stdout
+    /// Run a plugin over recorded blocks, offline: emissions as NDJSON on stdout. With --stream: send an output again
+    /// what it has had
     Replay(replay::Args),
     /// Watch sets: named lists of addresses or words that plugins subscribe to
     #[command(subcommand)]

@@ -67,7 +67,15 @@ pub const JOURNAL: Section = Section {
             "backlog_limit",
             Expect::Whole(1, MOST),
             "1000000",
-            "undelivered emissions of one output at which the plugins that feed it pause",
+            "undelivered emissions of one output at which the plugins that feed it pause; a warning comes at 80 %",
+        ),
+        key("backlog_bytes", Expect::Whole(1, MOST), "10737418240", "the same, by the bytes of their payloads"),
+        key("backlog_age", Expect::Whole(1, MOST), "", "the same, by the seconds that the oldest of them has waited"),
+        key(
+            "retain",
+            Expect::Whole(1, MOST / 1000),
+            "604800",
+            "seconds that a feed can look back; what is older and delivered leaves the journal",
         ),
     ],
 };

@@ -48,6 +48,12 @@ pub struct JournalConfig {
     pub path: PathBuf,
     /// `backlog_limit`: undelivered emissions of one output at which the plugins that feed it pause; 1,000,000.
     pub backlog_limit: u64,
+    /// `backlog_bytes`: the same, by the bytes of their payloads; 10 GiB.
+    pub backlog_bytes: u64,
+    /// `backlog_age`: the same, by the seconds that the oldest has waited; no limit.
+    pub backlog_age: Option<u64>,
+    /// `retain`: seconds that feeds can look back; 7 days.
+    pub retain: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -259,7 +265,13 @@ impl Config {
     pub fn empty(base: &Path) -> Self {
         Self {
             base: base.to_owned(),
-            journal: JournalConfig { path: base.join("chainweir.db"), backlog_limit: 1_000_000 },
+            journal: JournalConfig {
+                path: base.join("chainweir.db"),
+                backlog_limit: 1_000_000,
+                backlog_bytes: 10 << 30,
+                backlog_age: None,
+                retain: 7 * 86_400,
+            },
             http: HttpConfig { listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 7300))) },
             log: LogConfig { format: LogFormat::Text, level: "info".into() },
             chains: BTreeMap::new(),

@@ -55,6 +55,9 @@ impl Reader<'_> {
         config.journal = JournalConfig {
             path: journal.text("path").map_or(default.path, |path| base.join(path)),
             backlog_limit: journal.whole("backlog_limit").unwrap_or(default.backlog_limit),
+            backlog_bytes: journal.whole("backlog_bytes").unwrap_or(default.backlog_bytes),
+            backlog_age: journal.whole("backlog_age"),
+            retain: journal.whole("retain").unwrap_or(default.retain),
         };
         config.http = self.http(root, config.http);
         config.log = self.log(root, config.log);

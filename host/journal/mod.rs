@@ -11,9 +11,14 @@
 //!             parked (.., lane key)        a key that failed and waits alone
 //! ```
 //!
+//! What every output has settled goes when the window that feeds can look back has passed; an entry that
+//! somebody may still need stays, alone (`forget`).
+//!
 //! Every write goes through [`Journal::commit`] and is durable when that returns; writes that wait together
 //! share one transaction. Reads see committed data only.
 
+mod forget;
+mod replay;
 mod schema;
 pub mod sqlite;
 #[cfg(test)]
@@ -226,6 +231,24 @@ pub enum Write {
     /// A person accepted that it went back all the same: the next one is taken as it comes.
     ForgetFinalized(ChainId),
     Lane(Vec<LaneWrite>),
+    /// What an output has settled is to be sent once more. `id` is the number of entries.
+    Replay(Replay),
+    /// A second's part of every such order goes to its lane. `id` is the number of orders that are left.
+    ReplayOn,
+    /// Notes the time, and moves the window to what was last `keep_ms` ago. `id` is where it begins now.
+    Window {
+        now_ms: u64,
+        keep_ms: u64,
+    },
+    /// Drops a piece of what lies before the window and is settled by all of `outputs`, in the track after the offset
+    /// `after`. `id` is where to go on, or 0.
+    Forget {
+        track: TrackId,
+        outputs: Vec<OutputName>,
+        after: u64,
+    },
+    /// Gives a piece of the room that is not used any more back to the disk. `id` is not 0 where there is more.
+    Shrink,
     /// A watch set is edited; these consumers have passed blocks (first and last) to which the edit reaches back.
     Watch {
         edit: Edit,
@@ -274,10 +297,20 @@ pub struct CatchUp {
     pub said: u64,
 }
 
+/// An order to send again what a track has of these blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replay {
+    pub output: OutputName,
+    pub track: TrackId,
+    pub blocks: std::ops::RangeInclusive<u64>,
+    /// Most deliveries a second.
+    pub pace: u32,
+}
+
 /// What a commit gave.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Committed {
-    /// Of `Write::Consumer` and `Write::Track`.
+    /// Of `Write::Consumer` and `Write::Track`, and as the others say.
     pub id: i64,
     /// The journal's last offset after it.
     pub last_offset: u64,
@@ -322,6 +355,14 @@ pub struct JournalSize {
     pub entries: u64,
 }
 
+/// What waits in a track.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    pub entries: u64,
+    /// Of their payloads, estimated from the first and the last of them.
+    pub bytes: u64,
+}
+
 #[async_trait::async_trait]
 pub trait Journal: Send + Sync + 'static {
     /// A random text, made with the journal: what a destination remembers of another journal does not count.
@@ -364,7 +405,16 @@ pub trait Journal: Send + Sync + 'static {
     fn redo(&self, output: &OutputName, track: TrackId) -> Result<Vec<u64>, JournalError>;
     fn dead(&self, filter: &DeadFilter, after: i64, limit: usize) -> Result<Vec<DeadLetter>, JournalError>;
     /// Entries of a track after an offset.
-    fn backlog(&self, track: TrackId, after: u64) -> Result<u64, JournalError>;
+    fn backlog(&self, track: TrackId, after: u64) -> Result<Waiting, JournalError>;
+    /// When an entry was there, or would have been: milliseconds since 1970, some seconds late at most. `None` where it
+    /// came a moment ago.
+    fn written_ms(&self, offset: u64) -> Result<Option<u64>, JournalError>;
+    /// Entries that wait for being sent again to an output.
+    fn replaying(&self, output: &OutputName) -> Result<u64, JournalError>;
+    /// The offset up to which entries may have gone. It rises before they go.
+    fn window(&self) -> u64;
+    /// The last entry of a track that has gone; 0 where none has.
+    fn forgotten(&self, track: TrackId) -> Result<u64, JournalError>;
 
     /// Every edit of a watch set, in order.
     fn edits(&self, each: &mut dyn FnMut(Edit)) -> Result<(), JournalError>;

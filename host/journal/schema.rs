@@ -97,4 +97,25 @@ CREATE TABLE catch_up (
 -- What plugins ask for of a chain, until whoever does it has taken it in.
 CREATE TABLE ask (id INTEGER PRIMARY KEY AUTOINCREMENT, chain INTEGER NOT NULL, body BLOB NOT NULL);
 ",
+    r"
+-- What was last when: how long an entry has been there. From here on the id of a block is the offset of the first of its
+-- entries, so that a block whose entries have gone is found without looking for them; `runs_from` is what came before.
+CREATE TABLE mark (offset INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL);
+INSERT INTO meta SELECT 'runs_from', coalesce(max(offset), 0) FROM entry;
+INSERT INTO meta VALUES ('window', 0);
+-- The last entry of a track that has gone.
+ALTER TABLE track ADD COLUMN forgotten INTEGER NOT NULL DEFAULT 0;
+
+-- Who holds an entry back: its retraction, a dead letter, a parked key, an order to send it again.
+CREATE INDEX entry_apply ON entry (apply) WHERE apply IS NOT NULL;
+CREATE INDEX dead_offset ON dead (offset);
+CREATE INDEX parked_key ON parked (track, lane_key);
+CREATE INDEX redo_offset ON redo (offset);
+
+-- What of a track is to be sent to an output once more, by and by.
+CREATE TABLE replay (
+  id INTEGER PRIMARY KEY, output TEXT NOT NULL, track INTEGER NOT NULL, next INTEGER NOT NULL, last INTEGER NOT NULL,
+  first_block INTEGER NOT NULL, last_block INTEGER NOT NULL, pace INTEGER NOT NULL
+);
+",
 ];

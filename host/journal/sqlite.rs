@@ -7,6 +7,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -19,7 +20,7 @@ use super::schema::{APPLICATION_ID, MIGRATIONS};
 use super::write::{apply, op_from};
 use super::{
     CatchUp, Committed, Consumer, ConsumerId, DeadFilter, DeadLetter, Entry, Journal, JournalError, JournalSize, Marks,
-    Parked, Retracted, TrackId, TrackInfo, Version, Write,
+    Parked, Retracted, TrackId, TrackInfo, Version, Waiting, Write, forget,
 };
 use crate::model::{
     BlockRef, ChainId, ContentType, DeliveryId, Edit, EditId, EmissionId, EventPosition, Member, OutputName,
@@ -153,6 +154,7 @@ pub struct SqliteJournal {
     to_writer: mpsc::UnboundedSender<ToWriter>,
     readers: Mutex<Vec<Connection>>,
     tail: watch::Receiver<u64>,
+    window: Arc<AtomicU64>,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -167,12 +169,14 @@ impl SqliteJournal {
     pub fn open(path: &Path) -> Result<Arc<Self>> {
         let lock = take_lock(path)?;
         let (db, id, last_offset) = open_checked(path)?;
+        let window = Arc::new(AtomicU64::new(forget::begin(&db)? as u64));
         let (tail_send, tail) = watch::channel(last_offset);
         let (to_writer, jobs) = mpsc::unbounded_channel();
+        let begins = window.clone();
         let writer = std::thread::Builder::new()
             .name("journal".into())
             .spawn(move || {
-                Writer { db, last_offset, tail: tail_send }.run(jobs);
+                Writer { db, last_offset, tail: tail_send, window: begins }.run(jobs);
                 // Only now: the next owner reads what the last transaction wrote.
                 drop(lock);
             })
@@ -183,6 +187,7 @@ impl SqliteJournal {
             to_writer,
             readers: Mutex::default(),
             tail,
+            window,
             writer: Mutex::new(Some(writer)),
         }))
     }
@@ -226,6 +231,8 @@ fn connect(path: &Path, write: bool) -> rusqlite::Result<Connection> {
     db.busy_timeout(Duration::from_secs(10))?;
     db.set_prepared_statement_cache_capacity(64);
     if write {
+        // Before the first table: only then can room be given back to the disk in pieces.
+        db.pragma_update(None, "auto_vacuum", "incremental")?;
         db.pragma_update(None, "journal_mode", "wal")?;
         db.pragma_update(None, "synchronous", "full")?;
         // A full /tmp is not our business.
@@ -307,7 +314,10 @@ fn open_checked(path: &Path) -> Result<(Connection, String, u64)> {
             }
         };
         db.execute("DELETE FROM meta WHERE key = 'closed'", [])?;
-        let last_offset = db.query_row("SELECT coalesce(max(offset), 0) FROM entry", [], |r| r.get(0))?;
+        // An offset is not used again, though the last entries have gone.
+        let last_offset = "SELECT max((SELECT coalesce(max(offset), 0) FROM entry),
+                             (SELECT coalesce(max(forgotten), 0) FROM track), (SELECT coalesce(max(offset), 0) FROM mark))";
+        let last_offset = db.query_row(last_offset, [], |r| r.get(0))?;
         Ok((db, id, last_offset))
     };
     opened().map_err(|error| {
@@ -382,6 +392,7 @@ struct Writer {
     db: Connection,
     last_offset: u64,
     tail: watch::Sender<u64>,
+    window: Arc<AtomicU64>,
 }
 
 impl Writer {
@@ -424,6 +435,9 @@ impl Writer {
                     self.tail.send_replace(self.last_offset);
                 }
                 for (job, result) in group.drain(..).zip(results) {
+                    if let (Write::Window { .. }, Ok(done)) = (&job.write, &result) {
+                        self.window.store(done.id as u64, Ordering::Release);
+                    }
                     // A caller that went away is no reason to undo what is durable.
                     drop(job.reply.send(result));
                 }
@@ -603,7 +617,7 @@ impl Journal for SqliteJournal {
         self.read(|db| {
             db.prepare_cached(
                 "SELECT id, plugin, stream, chain, description, schema,
-                 coalesce((SELECT max(offset) FROM entry WHERE track = track.id), 0) FROM track ORDER BY id",
+                 max(forgotten, coalesce((SELECT max(offset) FROM entry WHERE track = track.id), 0)) FROM track ORDER BY id",
             )?
             .query_map([], |r| {
                 let stream: StreamName = name(r, 2)?;
@@ -712,10 +726,53 @@ impl Journal for SqliteJournal {
         })
     }
 
-    fn backlog(&self, track: TrackId, after: u64) -> Result<u64> {
+    fn backlog(&self, track: TrackId, after: u64) -> Result<Waiting> {
         self.read(|db| {
-            db.prepare_cached("SELECT count(*) FROM entry WHERE track = ?1 AND offset > ?2")?
-                .query_row(params![track.0, after], |r| r.get(0))
+            let entries: u64 = db
+                .prepare_cached("SELECT count(*) FROM entry WHERE track = ?1 AND offset > ?2")?
+                .query_row(params![track.0, after], |r| r.get(0))?;
+            if entries == 0 {
+                return Ok(Waiting::default());
+            }
+            // A million lengths are not read each second.
+            let some = |order: &str| {
+                format!(
+                    "SELECT coalesce(length(payload), 0) AS bytes FROM (SELECT payload FROM entry WHERE track = ?1
+                     AND offset > ?2 ORDER BY offset {order} LIMIT 50)"
+                )
+            };
+            let mean: f64 = db
+                .prepare_cached(&format!("SELECT avg(bytes) FROM (SELECT * FROM ({}) UNION ALL SELECT * FROM ({}))", some(""), some("DESC")))?
+                .query_row(params![track.0, after], |r| r.get(0))?;
+            Ok(Waiting { entries, bytes: (mean * entries as f64) as u64 })
+        })
+    }
+
+    fn written_ms(&self, offset: u64) -> Result<Option<u64>> {
+        self.read(|db| {
+            db.prepare_cached("SELECT at_ms FROM mark WHERE offset >= ?1 ORDER BY offset LIMIT 1")?
+                .query_row([offset], |r| r.get(0))
+                .optional()
+        })
+    }
+
+    fn replaying(&self, output: &OutputName) -> Result<u64> {
+        self.read(|db| {
+            db.prepare_cached(
+                "SELECT coalesce(sum((SELECT count(*) FROM entry e WHERE e.track = r.track AND e.offset >= r.next
+                 AND e.offset <= r.last)), 0) FROM replay r WHERE r.output = ?1",
+            )?
+            .query_row([output.as_str()], |r| r.get(0))
+        })
+    }
+
+    fn window(&self) -> u64 {
+        self.window.load(Ordering::Acquire)
+    }
+
+    fn forgotten(&self, track: TrackId) -> Result<u64> {
+        self.read(|db| {
+            db.prepare_cached("SELECT forgotten FROM track WHERE id = ?1")?.query_row([track.0], |r| r.get(0))
         })
     }
 

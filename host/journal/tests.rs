@@ -15,9 +15,9 @@ use super::*;
 use crate::model::StreamName;
 
 const CHAIN: ChainId = ChainId(7);
-type State = BTreeMap<Vec<u8>, Vec<u8>>;
+pub(super) type State = BTreeMap<Vec<u8>, Vec<u8>>;
 
-fn block(number: u64, branch: u8) -> BlockRef {
+pub(super) fn block(number: u64, branch: u8) -> BlockRef {
     let hash = |n: u64, b: u8| B256::from_slice(&[[b; 24].as_slice(), &n.to_be_bytes()].concat());
     BlockRef {
         chain: CHAIN,
@@ -28,13 +28,13 @@ fn block(number: u64, branch: u8) -> BlockRef {
     }
 }
 
-fn seed() -> u64 {
+pub(super) fn seed() -> u64 {
     let seed = std::env::var("CHAINWEIR_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random);
     eprintln!("CHAINWEIR_SEED={seed}");
     seed
 }
 
-async fn consumer(journal: &dyn Journal, plugin: &str, tracks: usize) -> (ConsumerId, Vec<TrackId>) {
+pub(super) async fn consumer(journal: &dyn Journal, plugin: &str, tracks: usize) -> (ConsumerId, Vec<TrackId>) {
     let plugin = PluginName::new(plugin).unwrap();
     let write = Write::Consumer { plugin: plugin.clone(), chain: CHAIN, state_version: 1 };
     let id = ConsumerId(journal.commit(write).await.unwrap().id);
@@ -53,7 +53,7 @@ fn stream(track: TrackId) -> StreamId {
 }
 
 /// What the plugin of these tests does in a block: a function of the block and of its state alone.
-fn process(at: BlockRef, state: &State, tracks: &[TrackId], incarnation: u32) -> Step {
+pub(super) fn process(at: BlockRef, state: &State, tracks: &[TrackId], incarnation: u32) -> Step {
     let byte = |i: usize| at.hash[31 - i].wrapping_mul(31) ^ at.hash[0].wrapping_mul(57).wrapping_add(i as u8 * 13);
     let mut changes: BTreeMap<Vec<u8>, Option<Vec<u8>>> = BTreeMap::new();
     let count = state.get(b"count".as_slice()).map_or(0, |v| v[0]).wrapping_add(1);
@@ -95,43 +95,43 @@ fn process(at: BlockRef, state: &State, tracks: &[TrackId], incarnation: u32) ->
 }
 
 #[derive(Clone, Debug)]
-struct Said {
-    track: TrackId,
-    entry: Entry,
+pub(super) struct Said {
+    pub(super) track: TrackId,
+    pub(super) entry: Entry,
 }
 
 #[derive(Clone, Debug)]
-struct StepModel {
-    at: BlockRef,
-    state_before: State,
-    offsets: Vec<u64>,
+pub(super) struct StepModel {
+    pub(super) at: BlockRef,
+    pub(super) state_before: State,
+    pub(super) offsets: Vec<u64>,
     /// Highest cursor while this block was below it.
-    peak: u64,
+    pub(super) peak: u64,
 }
 
 #[derive(Default)]
-struct ConsumerModel {
-    id: i64,
-    tracks: Vec<TrackId>,
-    cursor: Option<BlockRef>,
-    state: State,
-    steps: Vec<StepModel>,
-    times: BTreeMap<B256, (u64, u32)>,
-    safe: u64,
-    finalized: u64,
+pub(super) struct ConsumerModel {
+    pub(super) id: i64,
+    pub(super) tracks: Vec<TrackId>,
+    pub(super) cursor: Option<BlockRef>,
+    pub(super) state: State,
+    pub(super) steps: Vec<StepModel>,
+    pub(super) times: BTreeMap<B256, (u64, u32)>,
+    pub(super) safe: u64,
+    pub(super) finalized: u64,
     /// Every block that it stands on, oldest first.
-    path: Vec<BlockRef>,
+    pub(super) path: Vec<BlockRef>,
 }
 
 #[derive(Default)]
-struct Model {
-    consumers: Vec<ConsumerModel>,
-    said: BTreeMap<u64, Said>,
-    last: u64,
+pub(super) struct Model {
+    pub(super) consumers: Vec<ConsumerModel>,
+    pub(super) said: BTreeMap<u64, Said>,
+    pub(super) last: u64,
 }
 
 impl Model {
-    fn step(&mut self, c: usize, step: &Step) {
+    pub(super) fn step(&mut self, c: usize, step: &Step) {
         let consumer = &mut self.consumers[c];
         let mut offsets = vec![];
         for e in &step.entries {
@@ -176,7 +176,7 @@ impl Model {
         consumer.cursor = Some(step.cursor);
     }
 
-    fn undo(&mut self, c: usize, to: BlockRef) {
+    pub(super) fn undo(&mut self, c: usize, to: BlockRef) {
         let consumer = &mut self.consumers[c];
         while let Some(step) = consumer.steps.pop_if(|s| s.at.number > to.number) {
             let retracted = Some(Retracted {

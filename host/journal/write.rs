@@ -4,7 +4,7 @@ use alloy_primitives::B256;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
 use super::sqlite::{blob, block_ref, moved, now_ms, position_code, to_json};
-use super::{Committed, ConsumerId, JournalError, LaneWrite, NewEntry, Step, TrackId, VersionWrite, Write};
+use super::{Committed, ConsumerId, forget, replay, JournalError, LaneWrite, NewEntry, Step, TrackId, VersionWrite, Write};
 use crate::model::{BlockRef, ChainId, Edit, EventPosition, Member, Op, PluginName, StreamId, StreamSpec};
 
 type Result<T> = std::result::Result<T, JournalError>;
@@ -27,6 +27,11 @@ pub fn apply(db: &Connection, last_offset: &mut u64, write: &Write) -> Result<Co
                 lane(db, write)?;
             }
         }
+        Write::Replay(order) => done.id = replay::begin(db, order)?,
+        Write::ReplayOn => done.id = replay::go_on(db)?,
+        Write::Window { now_ms, keep_ms } => done.id = forget::window(db, *last_offset, *now_ms, *keep_ms)?,
+        Write::Forget { track, outputs, after } => done.id = forget::forget(db, *track, outputs, *after)?,
+        Write::Shrink => done.id = forget::shrink(db)?,
         Write::Version(write) => version(db, write)?,
         Write::Watch { edit, catch_up } => watch(db, edit, catch_up)?,
     }
@@ -261,9 +266,9 @@ fn insert_entries(db: &Connection, last_offset: &mut u64, entries: &[NewEntry]) 
             Some((hash, row)) if hash == entry.block.hash => row,
             _ => {
                 let b = &entry.block;
-                db.prepare_cached("INSERT INTO block (number, hash, parent, time) VALUES (?1, ?2, ?3, ?4)")?
-                    .execute(params![b.number, blob(&b.hash), blob(&b.parent), b.time])?;
-                let row = db.last_insert_rowid();
+                let row = *last_offset as i64 + 1;
+                db.prepare_cached("INSERT INTO block (id, number, hash, parent, time) VALUES (?1, ?2, ?3, ?4, ?5)")?
+                    .execute(params![row, b.number, blob(&b.hash), blob(&b.parent), b.time])?;
                 block_row = Some((b.hash, row));
                 row
             }

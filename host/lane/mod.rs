@@ -24,7 +24,7 @@ mod tests;
 mod track;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -52,11 +52,21 @@ pub struct Routed {
     pub when: When,
 }
 
+/// Deliveries that are due and not settled, parked ones included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    pub entries: u64,
+    /// Of their payloads, estimated.
+    pub bytes: u64,
+    /// Since the oldest of them was there.
+    pub age: Duration,
+}
+
 /// What a lane tells of itself, and what others may tell it.
 pub struct Lane {
     pub output: OutputName,
     status: Arc<std::sync::Mutex<OutputStatus>>,
-    backlog: Arc<AtomicU64>,
+    backlog: watch::Receiver<Backlog>,
     resume: mpsc::Sender<()>,
     redo: Arc<Notify>,
     stop: watch::Sender<bool>,
@@ -82,11 +92,11 @@ impl Lane {
             state: "idle".into(),
             ..OutputStatus::default()
         }));
-        let backlog = Arc::new(AtomicU64::new(0));
+        let (counted, backlog) = watch::channel(Backlog::default());
         let (resume, resumed) = mpsc::channel(1);
         let (stop, stopped) = watch::channel(false);
         let output = settings.output.clone();
-        let task = task::Task::new(settings, sink, journal, routed, status.clone(), backlog.clone());
+        let task = task::Task::new(settings, sink, journal, routed, status.clone(), counted);
         let redo = Arc::<Notify>::default();
         let task = tokio::spawn(task.run(resumed, redo.clone(), stopped));
         Self { output, status, backlog, resume, redo, stop, task }
@@ -96,9 +106,9 @@ impl Lane {
         self.status.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
-    /// Deliveries that are due and not settled, parked ones included, as counted about once a second.
-    pub fn backlog(&self) -> u64 {
-        self.backlog.load(Ordering::Relaxed)
+    /// As counted about once a second.
+    pub fn waiting(&self) -> Backlog {
+        *self.backlog.borrow()
     }
 
     /// Everything that waits for its time, or for a person, is tried at once.

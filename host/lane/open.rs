@@ -156,7 +156,24 @@ impl Task {
 /// Where a track was left. What waits for its parked keys is found in one pass over the entries, whatever the
 /// number of keys.
 fn notes(journal: &dyn Journal, output: &OutputName, id: TrackId, kept: Option<u64>) -> Result<Notes, JournalError> {
-    let position = kept.or(journal.position(output, id)?).unwrap_or(0);
+    let gone = journal.forgotten(id)?;
+    let position = match (kept, journal.position(output, id)?) {
+        (Some(kept), _) if kept < gone => {
+            return Err(JournalError::Moved {
+                why: format!(
+                    "the destination has what came up to {kept}, and the journal keeps what came after {gone} ([journal] \
+                     retain): restore a newer copy of the destination, or remove the position that it keeps of this \
+                     stream to go on without what is missing"
+                ),
+            });
+        }
+        (Some(kept), _) => kept,
+        (None, Some(noted)) if noted < gone => {
+            tracing::warn!(%output, noted, kept_after = gone, "entries have gone while the route was not there; it goes on after them");
+            gone
+        }
+        (None, noted) => noted.unwrap_or(gone),
+    };
     let parked = journal.parked(output, id)?;
     let mut left: HashMap<String, (u64, Left)> =
         parked.iter().map(|p| (p.lane_key.clone(), (p.next, Left::default()))).collect();

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -14,7 +13,7 @@ use tokio::time::Instant;
 use super::open::{Opened, Opening};
 use super::schedule::{after_failures, probe_after};
 use super::track::{KNOWN, State, TrackLane, delivery_of};
-use super::{Routed, Settings};
+use super::{Backlog, Routed, Settings};
 use crate::journal::{DeadFilter, Entry, Journal, JournalError, LaneWrite, Marks, Parked, TrackId, Write};
 use crate::lane::due::{Due, due};
 use crate::model::{Delivery, Op, Outcome, OutputStatus};
@@ -42,7 +41,7 @@ pub struct Task {
     pub(super) journal: Arc<dyn Journal>,
     routed: watch::Receiver<Arc<Vec<Routed>>>,
     pub(super) status: Arc<Mutex<OutputStatus>>,
-    backlog: Arc<AtomicU64>,
+    backlog: watch::Sender<Backlog>,
 
     pub(super) tracks: BTreeMap<TrackId, TrackLane>,
     /// Tracks that are not ready: to be taken up, or their stream to be prepared again.
@@ -51,7 +50,7 @@ pub struct Task {
     pub(super) opened: JoinSet<Opened>,
     calls: JoinSet<Done>,
     flushing: JoinSet<Result<Vec<LaneWrite>, (JournalError, Vec<LaneWrite>)>>,
-    counting: JoinSet<Result<(u64, u64), JournalError>>,
+    counting: JoinSet<Result<Counted, JournalError>>,
     /// To be written, in this order, in one transaction with the positions.
     pending: Vec<LaneWrite>,
     flush_at: Instant,
@@ -84,6 +83,13 @@ enum From {
     Redo,
 }
 
+/// Figures for people.
+struct Counted {
+    backlog: Backlog,
+    replaying: u64,
+    dead: u64,
+}
+
 struct Done {
     track: TrackId,
     from: From,
@@ -102,7 +108,7 @@ impl Task {
         journal: Arc<dyn Journal>,
         routed: watch::Receiver<Arc<Vec<Routed>>>,
         status: Arc<Mutex<OutputStatus>>,
-        backlog: Arc<AtomicU64>,
+        backlog: watch::Sender<Backlog>,
     ) -> Self {
         Self {
             settings,
@@ -480,7 +486,7 @@ impl Task {
                 return;
             }
             let Some(offset) = self.tracks.get(&id).and_then(|t| t.redo.front().copied()) else { continue };
-            let Some((_, entry)) = self.entry_at(id, offset).await else { return };
+            let Some((marks, entry)) = self.entry_at(id, offset).await else { return };
             let Some(track) = self.tracks.get_mut(&id) else { continue };
             let batch = self.sink.shape().batch > 1;
             // Beside a retraction under way it could come after it.
@@ -489,8 +495,12 @@ impl Task {
             }
             track.redo.pop_front();
             track.redo_taken.insert(offset);
-            // What was retracted since is not said any more: its retraction has been, or will be.
-            match entry.filter(|e| e.retracted.is_none() || e.op == Op::Retract) {
+            // What was retracted since is not said any more: its retraction has been, or will be; unless it never went out.
+            let when = track.routed.when;
+            let said = |e: &Entry| {
+                if e.op == Op::Retract { due(e, when, &marks) != Due::Never } else { e.retracted.is_none() }
+            };
+            match entry.filter(said) {
                 Some(entry) => {
                     let delivery = delivery_of(&self.settings.output, &track.routed.track.stream.clone(), entry);
                     self.call(id, From::Redo, delivery.emission.lane_key.clone(), vec![delivery]);
@@ -693,11 +703,15 @@ impl Task {
     }
 
     fn failed(&mut self, id: TrackId, from: From, delivery: &Delivery, why: String, wish: Option<Duration>) {
-        if from == From::Redo {
-            return self.dead_letter(id, from, delivery, 1, why);
-        }
         // A destination that is down altogether uses up nobody's attempts.
         let down = self.failures_in_a_row > DOWN_AFTER;
+        if from == From::Redo {
+            match self.tracks.get_mut(&id).filter(|_| down) {
+                Some(track) => track.redo_later(delivery.offset),
+                None => self.dead_letter(id, from, delivery, 1, why),
+            }
+            return;
+        }
         let attempts = self.attempts_so_far(id, from, delivery) + u32::from(!down);
         if attempts >= self.settings.attempts {
             return self.dead_letter(id, from, delivery, attempts, why);
@@ -788,30 +802,50 @@ impl Task {
         let (journal, output) = (self.journal.clone(), self.settings.output.clone());
         // What is not due yet waits for the head, not for the destination. Beyond a full window nobody has judged it.
         let routed = || self.tracks.iter().filter(|(_, t)| !t.gone);
-        let mut backlog: u64 = routed().map(|(_, t)| t.waiting()).sum();
+        let mut backlog = Backlog::default();
+        for (_, track) in routed() {
+            let (entries, bytes) = track.waiting();
+            backlog.entries += entries;
+            backlog.bytes += bytes;
+        }
+        let mut oldest = routed().filter_map(|(_, t)| t.oldest()).min();
         let unread: Vec<(TrackId, u64)> = routed().filter(|(_, t)| t.more).map(|(id, t)| (*id, t.read)).collect();
         let unopened: Vec<TrackId> = self.opening.keys().filter(|id| !self.tracks.contains_key(id)).copied().collect();
         self.counting.spawn_blocking(move || {
-            for (track, read) in unread {
-                backlog += journal.backlog(track, read)?;
-            }
+            let mut behind = unread;
             for track in unopened {
-                let position = journal.position(&output, track)?.unwrap_or(0);
-                backlog += journal.backlog(track, position)? + journal.parked(&output, track)?.len() as u64;
+                behind.push((track, journal.position(&output, track)?.unwrap_or(0)));
+                backlog.entries += journal.parked(&output, track)?.len() as u64;
             }
+            for (track, after) in behind {
+                let waiting = journal.backlog(track, after)?;
+                backlog.entries += waiting.entries;
+                backlog.bytes += waiting.bytes;
+                if waiting.entries > 0 {
+                    oldest = Some(oldest.map_or(after + 1, |oldest: u64| oldest.min(after + 1)));
+                }
+            }
+            if let Some(oldest) = oldest {
+                let since = journal.written_ms(oldest)?;
+                backlog.age = since.map_or(Duration::ZERO, |at| Duration::from_millis(now_ms().saturating_sub(at)));
+            }
+            let replaying = journal.replaying(&output)?;
             let dead = journal.dead(&DeadFilter { output: Some(output), ..DeadFilter::default() }, 0, 10_000)?;
-            Ok((backlog, dead.len() as u64))
+            Ok(Counted { backlog, replaying, dead: dead.len() as u64 })
         });
     }
 
-    fn counted(&mut self, counted: Result<Result<(u64, u64), JournalError>, tokio::task::JoinError>) {
+    fn counted(&mut self, counted: Result<Result<Counted, JournalError>, tokio::task::JoinError>) {
         self.count_at = Instant::now() + COUNT_EVERY;
         let parked = self.tracks.values().map(|t| t.parked.len() as u64).sum();
         // A count that failed leaves the last figures: whoever delivers says what is wrong with the journal.
-        if let Ok(Ok((backlog, dead))) = counted {
-            self.backlog.store(backlog, Ordering::Relaxed);
+        if let Ok(Ok(Counted { backlog, replaying, dead })) = counted {
+            self.backlog.send_replace(backlog);
             let mut status = self.status.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            status.backlog = backlog;
+            status.backlog = backlog.entries;
+            status.backlog_bytes = backlog.bytes;
+            status.backlog_age = backlog.age.as_secs();
+            status.replaying = replaying;
             status.parked = parked;
             status.dead = dead;
         }

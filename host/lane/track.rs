@@ -173,10 +173,22 @@ impl TrackLane {
         true
     }
 
-    /// Deliveries that are due and not settled, as far as the track has been read.
-    pub fn waiting(&self) -> u64 {
+    /// Deliveries that are due and not settled, as far as the track has been read, and the bytes of those in hand.
+    pub fn waiting(&self) -> (u64, u64) {
         let parked: u64 = self.parked.values().map(|key| 1 + key.left.count).sum();
-        (self.live + self.redo.len() + self.redo_taken.len()) as u64 + parked
+        ((self.live + self.redo.len() + self.redo_taken.len()) as u64 + parked, self.live_bytes as u64)
+    }
+
+    /// The offset of the first of them that was not put back by a person.
+    pub fn oldest(&self) -> Option<u64> {
+        let live = self.window.iter().find(|slot| slot.delivery.is_some()).map(|slot| slot.offset);
+        self.parked.values().map(|key| key.at.next).chain(live).min()
+    }
+
+    /// One that was put back could not be delivered now.
+    pub fn redo_later(&mut self, offset: u64) {
+        self.redo_taken.remove(&offset);
+        self.redo.push_front(offset);
     }
 
     pub fn slot(&mut self, offset: u64) -> Option<&mut Slot> {

@@ -153,6 +153,15 @@ pub struct OutputStatus {
     pub why: Option<String>,
     /// Entries not yet settled, of all its tracks.
     pub backlog: u64,
+    /// Bytes of their payloads, estimated.
+    #[serde(default)]
+    pub backlog_bytes: u64,
+    /// Seconds that the oldest of them has waited.
+    #[serde(default)]
+    pub backlog_age: u64,
+    /// Of what is sent again, as it was asked for, what is still to come.
+    #[serde(default)]
+    pub replaying: u64,
     /// Lane keys that wait alone.
     pub parked: u64,
     pub dead: u64,

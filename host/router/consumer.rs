@@ -15,8 +15,10 @@ use super::pending::Told;
 use super::work::{self, Desk, Done, Failed, Kit};
 use super::{Router, Worked};
 use crate::chain::Follower;
+use crate::config::JournalConfig;
 use crate::index::SubscriberId;
 use crate::journal::{ConsumerId, TrackId};
+use crate::lane::Backlog;
 use crate::model::{Factory, PluginName, SetName, StreamId};
 use crate::telemetry;
 
@@ -52,6 +54,23 @@ pub struct Consumer {
     pub faults: u64,
 }
 
+/// The share of a limit at which a warning is said.
+const NEAR: f64 = 0.8;
+
+/// How much of the nearest limit is used up, and how to say it of an output.
+fn fullness(limits: &JournalConfig, waiting: &Backlog) -> (f64, String) {
+    let of = |what: &str, key: &str, value: u64, most: u64| {
+        (value as f64 / most as f64, format!("has {value} {what} waiting ([journal] {key} = {most})"))
+    };
+    let entries = of("deliveries", "backlog_limit", waiting.entries, limits.backlog_limit);
+    let bytes = of("bytes", "backlog_bytes", waiting.bytes, limits.backlog_bytes);
+    let age = limits.backlog_age.map(|most| {
+        let age = waiting.age.as_secs();
+        (age as f64 / most as f64, format!("has had one waiting for {age} s ([journal] backlog_age = {most})"))
+    });
+    [Some(bytes), age].into_iter().flatten().fold(entries, |most, one| if one.0 > most.0 { one } else { most })
+}
+
 impl Router {
     /// Gives the idle consumers of some chains their next job.
     pub(super) fn dispatch_where(&mut self, chain: impl Fn(&str) -> bool) {
@@ -82,16 +101,23 @@ impl Router {
 
     /// An output that this plugin feeds and that has more waiting than it may.
     pub(super) fn full_output(&self, plugin: &PluginName) -> Option<String> {
-        self.lanes
-            .iter()
-            .find(|(output, (lane, _))| {
-                lane.backlog() >= self.config.journal.backlog_limit
-                    && self.config.routes.iter().any(|r| r.to.contains(output) && r.from.plugin() == plugin)
-            })
-            .map(|(output, (lane, _))| {
-                let (waiting, most) = (lane.backlog(), self.config.journal.backlog_limit);
-                format!("output '{output}' has {waiting} deliveries waiting ([journal] backlog_limit = {most})")
-            })
+        let feeds = |output| self.config.routes.iter().any(|r| r.to.contains(output) && r.from.plugin() == plugin);
+        self.lanes.iter().filter(|(output, _)| feeds(output)).find_map(|(output, (lane, _))| {
+            let (share, what) = fullness(&self.config.journal, &lane.waiting());
+            (share >= 1.0).then(|| format!("output '{output}' {what}"))
+        })
+    }
+
+    /// Says once of each output that it comes near to where its plugins pause.
+    pub(super) fn warn_of_backlogs(&mut self) {
+        for (output, (lane, _)) in &self.lanes {
+            let (share, what) = fullness(&self.config.journal, &lane.waiting());
+            if share < NEAR {
+                self.near_full.remove(output);
+            } else if self.near_full.insert(output.clone()) {
+                tracing::warn!(%output, "it {what}: at that limit the plugins that feed it pause until it has caught up");
+            }
+        }
     }
 
     fn dispatch(&mut self, plugin_name: &PluginName, chain_name: &str) {

@@ -1,5 +1,6 @@
 //! What the outside may ask of a running process: the commands, each answered once.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -8,10 +9,22 @@ use super::edits::{Change, Edited, Reply};
 use super::tracking::Ask;
 use crate::index::watch::SharedSets;
 use crate::journal::Journal;
-use crate::model::{OutputName, PluginName, SetName, Status};
+use crate::model::{ChainId, OutputName, PluginName, SetName, Status, StreamId};
 
 /// A command's answer: what was done, or why not and what to do next. Both are for a person.
 pub type Answer = Result<String, String>;
+
+/// What is to be sent again.
+#[derive(Debug)]
+pub struct Resend {
+    pub stream: StreamId,
+    /// All of the stream's by default.
+    pub chain: Option<ChainId>,
+    pub output: OutputName,
+    pub blocks: RangeInclusive<u64>,
+    /// Most deliveries a second.
+    pub pace: u32,
+}
 
 #[derive(Debug)]
 pub enum Command {
@@ -23,6 +36,8 @@ pub enum Command {
     Upgrade { plugin: PluginName },
     /// Dead letters back to their lanes, or away.
     Dead { ids: Vec<i64>, again: bool },
+    /// Deliveries that were made are made again.
+    Resend(Resend),
     /// A stopped or parked output tries at once.
     Resume { output: OutputName },
     /// Changes a watch set. The reply has what was done; the answer is empty.

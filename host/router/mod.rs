@@ -27,6 +27,8 @@ mod payload;
 mod pending;
 mod picture;
 mod plugins;
+mod replay;
+mod retain;
 pub mod tracking;
 #[cfg(test)]
 mod trees;
@@ -220,6 +222,10 @@ struct Router {
     /// The newest content of each file: what a load that took longer must not overtake.
     newest: HashMap<PathBuf, crate::plugin::Digest>,
     lanes: BTreeMap<OutputName, (Lane, watch::Sender<Arc<Vec<Routed>>>)>,
+    /// Outputs of which it was said that they come near to where their plugins pause.
+    near_full: HashSet<OutputName>,
+    /// There is something to send again.
+    resend: Arc<Notify>,
     turns: Arc<Turns>,
     compilers: Arc<Semaphore>,
     /// Files that are being loaded.
@@ -290,6 +296,8 @@ impl Router {
             gone: HashMap::new(),
             newest: HashMap::new(),
             lanes: BTreeMap::new(),
+            near_full: HashSet::new(),
+            resend: Arc::default(),
             turns: Arc::new(Turns::new(processors)),
             compilers: Arc::new(Semaphore::new(processors)),
             loading: HashSet::new(),
@@ -346,6 +354,9 @@ impl Router {
         mut stopped: watch::Receiver<bool>,
     ) -> Result<(), String> {
         let dir = self.config.plugins.dir.clone();
+        self.followers.spawn(retain::run(self.config.clone(), self.journal.clone()));
+        let lanes = self.lanes.values().map(|(lane, _)| lane.redo()).collect();
+        self.followers.spawn(replay::run(self.journal.clone(), self.resend.clone(), lanes));
         let mut dropped = reload::watch(dir).map_err(|e| format!("cannot watch the plugin folder: {e}"))?;
         for name in self.chains.keys().cloned().collect::<Vec<_>>() {
             self.connect(&name, Duration::ZERO);
@@ -651,12 +662,25 @@ impl Router {
                 });
                 return;
             }
+            Command::Resend(resend) => {
+                if !self.lanes.contains_key(&resend.output) {
+                    Err(self.no_such_output(&resend.output))
+                } else {
+                    let (journal, told) = (self.journal.clone(), self.resend.clone());
+                    tokio::spawn(async move {
+                        // Whoever asked may have gone.
+                        answer.send(replay::order(&*journal, resend).await).ok();
+                        told.notify_one();
+                    });
+                    return;
+                }
+            }
             Command::Resume { output } => match self.lanes.get(&output) {
                 Some((lane, _)) => {
                     lane.resume();
                     Ok(format!("{output} tries at once"))
                 }
-                None => Err(format!("there is no output '{output}' in the configuration")),
+                None => Err(self.no_such_output(&output)),
             },
             Command::AcceptReorg { chain } => match self.chains.get(&chain) {
                 Some(halted) if halted.state == "halted" => {
@@ -702,6 +726,11 @@ impl Router {
         tracking.asks.try_send(ask).map(|()| String::new()).map_err(full)
     }
 
+    fn no_such_output(&self, output: &OutputName) -> String {
+        let names: Vec<&str> = self.lanes.keys().map(OutputName::as_str).collect();
+        format!("there is no output '{output}' in the configuration; there are: {}", names.join(", "))
+    }
+
     fn no_such_plugin(&self, plugin: &PluginName) -> String {
         let names: Vec<&str> = self.plugins.keys().map(PluginName::as_str).collect();
         format!("no plugin '{plugin}' is loaded; loaded are: {}", names.join(", "))
@@ -717,6 +746,7 @@ impl Router {
                 self.journal_size = size;
             }
             self.chains.values().filter_map(|c| c.ahead.as_ref()).for_each(|ahead| ahead.rest());
+            self.warn_of_backlogs();
         }
         self.draw();
     }

@@ -13,12 +13,13 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json, value::RawValue};
 
+use super::feed::chain_id;
 use super::merge::delivery;
 use super::params::{Params, nearest, number};
 use super::{App, BODY_BYTES, Problem};
 use crate::journal::{DeadFilter, DeadLetter};
-use crate::model::{NameError, OutputName, PluginName};
-use crate::router::handle::Command;
+use crate::model::{NameError, OutputName, PluginName, StreamId};
+use crate::router::handle::{Command, Resend};
 use crate::sink::cloudevent;
 
 /// For a body of at most 64 KiB.
@@ -114,6 +115,39 @@ pub(super) async fn resume(
     sent: Body,
 ) -> Result<Response, Problem> {
     tell(app, uri, sent, Command::Resume { output: name(&output, OutputName::new)? }).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Resent {
+    stream: String,
+    /// As CAIP-2 has it.
+    chain: Option<String>,
+    from: u64,
+    to: Option<u64>,
+    pace: Option<u32>,
+}
+
+/// Deliveries a second where nobody says.
+const PACE: u32 = 100;
+
+pub(super) async fn replay(
+    State(app): State<App>,
+    Path(output): Named,
+    uri: Uri,
+    sent: Body,
+) -> Result<Response, Problem> {
+    Params::of(&uri, &[])?;
+    const TAKES: &str = r#"{"stream": "whale.large", "from": 100} and "to", "chain", "pace" where wanted"#;
+    let Resent { stream, chain, from, to, pace } = body(sent, TAKES).await?;
+    let (to, pace) = (to.unwrap_or(u64::MAX), pace.unwrap_or(PACE));
+    if from > to || from > i64::MAX as u64 || pace == 0 || pace > 100_000 {
+        let why = format!("blocks {from} to {to} at {pace} a second: \"from\" is not after \"to\", and \"pace\" is 1 to 100000");
+        return Err(Problem::bad(why));
+    }
+    let stream: StreamId = stream.parse().map_err(|error| Problem::bad(format!("stream: {error}")))?;
+    let (output, chain) = (name(&output, OutputName::new)?, chain.as_deref().map(chain_id).transpose()?);
+    ask(&app, Command::Resend(Resend { stream, chain, output, blocks: from..=to, pace })).await
 }
 
 pub(super) async fn accept_reorg(

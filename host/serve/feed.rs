@@ -18,7 +18,7 @@ use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::merge::{Ask, Page, last_offset, page};
+use super::merge::{Ask, Page, Read, last_offset, read};
 use super::params::{Params, nearest, number};
 use super::{App, Problem};
 use crate::journal::TrackInfo;
@@ -157,7 +157,7 @@ fn wants_events(headers: &HeaderMap) -> bool {
     kinds.any(|kind| kind.trim().eq_ignore_ascii_case("text/event-stream"))
 }
 
-fn chain_id(text: &str) -> Result<ChainId, Problem> {
+pub(super) fn chain_id(text: &str) -> Result<ChainId, Problem> {
     text.strip_prefix("eip155:")
         .and_then(number)
         .map(ChainId)
@@ -212,7 +212,16 @@ async fn poll(app: &App, ask: &Ask, mut after: u64, wait: Duration) -> Result<Pa
 
 async fn read_page(app: &App, ask: &Ask, after: u64) -> Result<Page, Problem> {
     let ask = ask.clone();
-    app.read(move |journal| page(journal, &ask, after)).await
+    match app.read(move |journal| read(journal, &ask, after)).await? {
+        Read::Page(page) => Ok(page),
+        Read::Gone(kept) => {
+            let why = format!(
+                "cursor {after} lies before what the journal keeps, which is what came after {kept} ([journal] retain): \
+                 entries between them have gone. Read from after=0, and take what you hold as incomplete"
+            );
+            Err(Problem(StatusCode::GONE, why))
+        }
+    }
 }
 
 fn json(page: &Page) -> Vec<u8> {
@@ -270,9 +279,10 @@ impl Sse {
                     self.after = page.next;
                     return Some(sse(&page));
                 }
+                // Why is said to who comes again.
                 Err(_) => {
                     self.state = SseState::Ended;
-                    return Some(b": the journal cannot be read now; come again\n\n".to_vec());
+                    return Some(b": the stream cannot be read on from here; come again\n\n".to_vec());
                 }
             }
             tokio::select! {

@@ -55,9 +55,30 @@ pub(super) fn last_offset(journal: &dyn Journal, tracks: &[TrackInfo]) -> u64 {
     tracks.iter().map(|t| t.last_offset).fold(told, u64::max)
 }
 
-/// The entries after an offset. Where fewer than `limit` come, it was `bytes` or there are no more yet; where none
-/// come, there are none.
-pub(super) fn page(journal: &dyn Journal, ask: &Ask, after: u64) -> Result<Page, JournalError> {
+/// What is read of a stream at once.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Read {
+    Page(Page),
+    /// Entries after the cursor have gone: the journal keeps what comes after this one.
+    Gone(u64),
+}
+
+/// The entries after an offset, 0 being the first that is kept. Where fewer than `limit` come, it was `bytes` or there are
+/// no more yet; where none come, there are none.
+pub(super) fn read(journal: &dyn Journal, ask: &Ask, after: u64) -> Result<Read, JournalError> {
+    loop {
+        let from = if after == 0 { journal.window() } else { after };
+        let page = page(journal, ask, from);
+        // Asked after the reading: the window moves before its entries go.
+        match journal.window() {
+            kept if kept <= from => return Ok(Read::Page(page?)),
+            kept if after > 0 => return Ok(Read::Gone(kept)),
+            _ => {}
+        }
+    }
+}
+
+fn page(journal: &dyn Journal, ask: &Ask, after: u64) -> Result<Page, JournalError> {
     let tail = *journal.tail().borrow();
     let tracks = journal.tracks()?;
     let ours = |t: &&TrackInfo| t.stream == ask.stream && ask.chain.is_none_or(|c| c == t.chain);

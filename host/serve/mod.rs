@@ -163,6 +163,7 @@ fn routes(app: App) -> Router {
         .route("/plugins/{name}/retry", post(admin::retry))
         .route("/plugins/{name}/upgrade", post(admin::upgrade))
         .route("/outputs/{name}/resume", post(admin::resume))
+        .route("/outputs/{name}/replay", post(admin::replay))
         .route("/chains/{name}/accept-reorg", post(admin::accept_reorg))
         .route("/sets", get(sets::list))
         .route("/sets/{name}", get(sets::show).post(sets::edit).put(sets::replace))

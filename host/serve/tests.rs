@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::merge::{Ask, page};
+use super::merge::{Ask, Page, Read as Got, read};
 use super::serve;
 use crate::journal::*;
 use crate::model::*;
@@ -31,6 +31,7 @@ struct Memory {
     read: std::sync::atomic::AtomicUsize,
     /// Runs within a read of entries: what another task commits in the midst of a page.
     midst: Mutex<Option<Midst>>,
+    window: std::sync::atomic::AtomicU64,
 }
 
 impl Memory {
@@ -51,6 +52,7 @@ impl Memory {
             tail: watch::channel(0).0,
             read: Default::default(),
             midst: Mutex::default(),
+            window: Default::default(),
         })
     }
 
@@ -141,7 +143,19 @@ impl Journal for Memory {
     fn redo(&self, _: &OutputName, _: TrackId) -> Read<Vec<u64>> {
         unreachable!()
     }
-    fn backlog(&self, _: TrackId, _: u64) -> Read<u64> {
+    fn backlog(&self, _: TrackId, _: u64) -> Read<crate::journal::Waiting> {
+        unreachable!()
+    }
+    fn written_ms(&self, _: u64) -> Read<Option<u64>> {
+        unreachable!()
+    }
+    fn replaying(&self, _: &OutputName) -> Read<u64> {
+        unreachable!()
+    }
+    fn window(&self) -> u64 {
+        self.window.load(std::sync::atomic::Ordering::Relaxed)
+    }
+    fn forgotten(&self, _: TrackId) -> Read<u64> {
         unreachable!()
     }
     fn edits(&self, _: &mut dyn FnMut(Edit)) -> Result<(), JournalError> {
@@ -212,6 +226,39 @@ fn cursors(answer: &Value) -> Vec<u64> {
     answer["items"].as_array().unwrap().iter().map(|i| i["cursor"].as_str().unwrap().parse().unwrap()).collect()
 }
 
+fn page(journal: &Memory, ask: &Ask, after: u64) -> Page {
+    match read(journal, ask, after).unwrap() {
+        Got::Page(page) => page,
+        Got::Gone(kept) => panic!("{after} has gone, {kept} is kept"),
+    }
+}
+
+#[test]
+fn a_cursor_before_the_window_is_told_so_and_the_beginning_is_where_it_begins() {
+    let journal = Memory::new(&[("p.s", 1), ("p.s", 2)]);
+    for track in [0, 1, 0, 1, 0] {
+        journal.add(track, b"{}");
+    }
+    let ask = Ask { stream: "p.s".parse().unwrap(), chain: None, limit: 10, bytes: 100_000 };
+    let cursors = |page: Page| page.items.iter().map(|i| i.cursor).collect::<Vec<_>>();
+    assert_eq!(cursors(page(&journal, &ask, 0)), [1, 2, 3, 4, 5]);
+    journal.window.store(3, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(cursors(page(&journal, &ask, 0)), [4, 5]);
+    assert_eq!(cursors(page(&journal, &ask, 3)), [4, 5], "all before it was given");
+    assert_eq!(read(&*journal, &ask, 2), Ok(Got::Gone(3)));
+    // It moves while a page is read.
+    for after in [0, 3] {
+        *journal.midst.lock().unwrap() =
+            Some(Box::new(|journal| journal.window.store(4, std::sync::atomic::Ordering::Relaxed)));
+        journal.window.store(3, std::sync::atomic::Ordering::Relaxed);
+        match (after, read(&*journal, &ask, after).unwrap()) {
+            (0, Got::Page(page)) => assert_eq!(cursors(page), [5]),
+            (3, Got::Gone(4)) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 proptest! {
     /// Reading on from `next` gives every entry of the stream once, in offset order, while more are written.
     #[test]
@@ -235,7 +282,7 @@ proptest! {
         let ask = Ask { stream: "p.s".parse().unwrap(), chain, limit, bytes };
         let (mut seen, mut after) = (Vec::new(), 0);
         loop {
-            let page = page(&*journal, &ask, after).unwrap();
+            let page = page(&journal, &ask, after);
             prop_assert!(page.items.len() <= limit);
             prop_assert!(page.next >= after);
             if page.items.is_empty() {
@@ -259,7 +306,7 @@ fn an_entry_that_is_missing_is_an_error_and_not_the_end() {
     journal.entries.lock().unwrap()[0].1.offset = 2;
     journal.tail.send_replace(2);
     let ask = Ask { stream: "p.s".parse().unwrap(), chain: None, limit: 10, bytes: 1000 };
-    assert!(matches!(page(&*journal, &ask, 1), Err(JournalError::Halt { .. })));
+    assert!(matches!(read(&*journal, &ask, 1), Err(JournalError::Halt { .. })));
 }
 
 #[tokio::test]

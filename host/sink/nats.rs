@@ -25,8 +25,9 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use tokio::sync::Mutex;
 
+use super::cloudevent::{self, Mode};
 use super::options::{Options, Secret};
-use super::{Kind, Open, Shape, Sink, SinkError, Track, cloudevent};
+use super::{Kind, Open, Shape, Sink, SinkError, Track};
 use crate::model::{Delivery, Outcome, OutputName, StreamId, StreamSpec};
 
 pub const KIND: Kind = Kind {
@@ -36,6 +37,7 @@ pub const KIND: Kind = Kind {
         ("stream", "the JetStream stream; CHAINWEIR"),
         ("create_stream", "false: the stream must be there already; true"),
         ("subject", "subject of a message, with {plugin}, {stream} and {chain}; chainweir.{plugin}.{stream}"),
+        ("content_mode", Mode::HELP),
         ("user", "user name, with password_env or password_file"),
         ("password_env", "environment variable with the password"),
         ("password_file", "file with the password"),
@@ -56,7 +58,8 @@ const BATCH: usize = 256;
 const JOURNAL: &str = "Chainweir-Journal";
 const OUTPUT: &str = "Chainweir-Output";
 const CHAIN: &str = "Chainweir-Chain";
-/// Everything up to this offset of the track was stored. Left out where an earlier delivery of the same batch was refused.
+/// Everything up to this offset of the track was stored. Left out where an earlier delivery of the same batch was refused, and
+/// where a delivery is sent again.
 const POSITION: &str = "Chainweir-Position";
 
 struct Nats {
@@ -71,14 +74,18 @@ struct Nats {
     stream: String,
     create_stream: bool,
     subject: String,
+    mode: Mode,
     timeout: Duration,
     /// One for the life of the sink: what an old connection still had in its queue comes out before what is sent after it.
     client: Mutex<Option<jetstream::Context>>,
     /// Counts lost connections: what was under way then is not acknowledged any more.
     lost: tokio::sync::watch::Sender<u64>,
     /// Tracks take turns: two at once would break each other's chains of expectation.
-    turn: Mutex<()>,
+    turn: Mutex<Highest>,
 }
+
+/// The highest offset of each track that the stream is known to have.
+type Highest = HashMap<Track, u64>;
 
 enum Auth {
     None,
@@ -131,10 +138,11 @@ impl Nats {
             stream,
             create_stream: options.flag("create_stream", true)?,
             subject,
+            mode: Mode::of(&options)?,
             timeout: Duration::from_millis(options.number("timeout_ms", 5_000, 1..=600_000)?),
             client: Mutex::new(None),
             lost: tokio::sync::watch::Sender::new(0),
-            turn: Mutex::new(()),
+            turn: Mutex::default(),
         })
     }
 
@@ -241,9 +249,12 @@ impl Nats {
 
     fn message(&self, delivery: &Delivery, expect: Option<&str>, position: bool) -> PublishMessage {
         let emission = &delivery.emission;
-        let mut message = PublishMessage::build()
-            .payload(cloudevent::encode(delivery).into())
-            .header("Content-Type", cloudevent::CONTENT_TYPE)
+        let event = cloudevent::message(delivery, self.mode);
+        let mut message = PublishMessage::build().payload(event.body.into()).header("Content-Type", event.content_type);
+        for (name, value) in &event.attributes {
+            message = message.header(format!("ce-{name}").as_str(), cloudevent::header(value).as_str());
+        }
+        message = message
             .header(JOURNAL, self.journal.as_str())
             .header(OUTPUT, self.name.as_str())
             .header(CHAIN, emission.block.chain.to_string().as_str())
@@ -281,15 +292,17 @@ impl Nats {
         context: &jetstream::Context,
         subject: &str,
         batch: &[Delivery],
+        highest: u64,
         outcomes: &mut Vec<Outcome>,
     ) {
         let at = outcomes.len();
-        let position = !outcomes.iter().any(|outcome| matches!(outcome, Outcome::Refused { .. }));
+        let whole = !outcomes.iter().any(|outcome| matches!(outcome, Outcome::Refused { .. }));
         let mut lost = self.lost.subscribe();
         let mut sent = Vec::with_capacity(batch.len() - at);
         let mut before: Option<String> = None;
         let mut unsent = None;
         for delivery in &batch[at..] {
+            let position = whole && delivery.offset > highest;
             let message = self.message(delivery, before.as_deref(), position);
             match context.send_publish(subject.to_owned(), message).await {
                 Ok(answer) => sent.push(answer),
@@ -349,11 +362,16 @@ impl Sink for Nats {
         let ours = said.get(JOURNAL) == Some(&self.journal.as_str())
             && said.get(OUTPUT) == Some(&track.output.as_str())
             && said.get(CHAIN) == Some(&chain.as_str());
-        Ok(said.get(POSITION).filter(|_| ours).and_then(|offset| offset.parse().ok()))
+        let position = said.get(POSITION).filter(|_| ours).and_then(|offset| offset.parse().ok());
+        if let Some(position) = position {
+            self.turn.lock().await.insert(track.clone(), position);
+        }
+        Ok(position)
     }
 
     async fn deliver(&self, track: &Track, batch: &[Delivery]) -> Vec<Outcome> {
-        let _turn = self.turn.lock().await;
+        let mut turn = self.turn.lock().await;
+        let highest = turn.get(track).copied().unwrap_or(0);
         let context = match self.context().await {
             Ok(context) => context,
             Err(error) => return super::retry_all(batch.len(), &error.to_string()),
@@ -362,10 +380,14 @@ impl Sink for Nats {
         let mut outcomes = Vec::with_capacity(batch.len());
         while outcomes.len() < batch.len() {
             // At least one outcome each time: the first message of a go expects nothing.
-            self.publish(&context, &subject, batch, &mut outcomes).await;
+            self.publish(&context, &subject, batch, highest, &mut outcomes).await;
             if matches!(outcomes.last(), Some(Outcome::Retry { .. })) {
                 outcomes.extend(super::retry_all(batch.len() - outcomes.len(), "waits for the one before it"));
             }
+        }
+        let stored = batch.iter().zip(&outcomes).rfind(|(_, outcome)| **outcome == Outcome::Delivered);
+        if let Some((last, _)) = stored {
+            turn.insert(track.clone(), highest.max(last.offset));
         }
         outcomes
     }

@@ -11,6 +11,9 @@
 //! | 408, 409, 425, 429, 5xx | Retry | not now |
 //! | no connection, no answer in time | Retry | |
 //!
+//! With `content_mode = "binary"` the payload is the body and the attributes are `ce-` headers, as the CloudEvents HTTP binding has
+//! it; with `"bare"` there are no such headers. The signature is over the body in every mode.
+//!
 //! With `batch = N` a request holds up to N events, a JSON array of them, as the CloudEvents HTTP binding has it. One answer
 //! is for all of them. A batch that is refused is halved until the event is found that the receiver will not have.
 //!
@@ -33,7 +36,8 @@ use url::Url;
 
 use super::address::is_public;
 use super::options::{Options, excerpt};
-use super::{Kind, Shape, Sink, SinkError, Track, cloudevent};
+use super::cloudevent::{self, Message, Mode};
+use super::{Kind, Shape, Sink, SinkError, Track};
 use crate::model::{Delivery, Outcome};
 
 pub const KIND: Kind = Kind {
@@ -45,13 +49,20 @@ pub const KIND: Kind = Kind {
             "environment variable with the signing secret, whsec_...; several, parted by a space, while it changes",
         ),
         ("secret_file", "file with the signing secret, instead of secret_env"),
-        ("headers", "table of headers to send with every request"),
+        (
+            "headers",
+            "table of headers to send with every request; {plugin}, {stream}, {chain} and {lane_key} in a value are filled in",
+        ),
+        ("content_mode", Mode::HELP),
         ("timeout_ms", "time for connecting, sending and answering together; 10000"),
         ("concurrency", "requests under way at once; 16, and 1 with batch"),
         (
             "batch",
             "most events in one request, 1 to 1000: more than 1 posts an array, application/cloudevents-batch+json; 1",
         ),
+        ("ca_file", "PEM file with the certificate authorities to trust instead of the system's"),
+        ("client_cert_file", "PEM file with the certificate to show to the receiver (mutual TLS), with its chain"),
+        ("client_key_file", "PEM file with its key; the same file unless given"),
         ("allow_private", "true: the url may lead to a private or local address; false"),
     ],
     open: |open| Box::pin(async move { Ok(Arc::new(Webhook::open(open, system_lookup())?) as Arc<dyn Sink>) }),
@@ -71,6 +82,9 @@ struct Webhook {
     /// Scheme, host and port: a path may hold a token, so messages go without.
     place: String,
     headers: HeaderMap,
+    /// Those of them with something to fill in.
+    templates: Vec<(HeaderName, String)>,
+    mode: Mode,
     signers: Vec<standardwebhooks::Webhook>,
     timeout: Duration,
     shape: Shape,
@@ -109,8 +123,16 @@ impl Webhook {
             // A batch keeps its order by being alone.
             _ => options.number("concurrency", 1, 1..=1)?,
         } as usize;
+        let mode = Mode::of(&options)?;
+        if batch > 1 && mode != Mode::Structured {
+            return Err(options.refused("a batch is an array of whole events: take out content_mode, or batch"));
+        }
+        let (headers, templates) = static_headers(&options)?;
+        if let Some((name, _)) = templates.iter().find(|(_, value)| batch > 1 && value.contains("{lane_key}")) {
+            return Err(options.refused(&format!("headers.{name}: the events of a batch have several lane keys")));
+        }
         super::ring();
-        let client = reqwest::Client::builder()
+        let client = trust(&options, reqwest::Client::builder())?
             .user_agent(concat!("chainweir/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
@@ -122,7 +144,9 @@ impl Webhook {
             client,
             place: place(&url),
             url,
-            headers: static_headers(&options, batch)?,
+            headers,
+            templates,
+            mode,
             signers: signers(&options)?,
             timeout,
             shape: Shape { batch, concurrency },
@@ -130,17 +154,18 @@ impl Webhook {
     }
 
     /// What the answer says of each of them.
-    async fn post(&self, part: &[Delivery]) -> Outcome {
-        let (id, body) = match part {
-            [only] if self.shape.batch == 1 => (only.id.to_string(), cloudevent::encode(only)),
+    async fn post(&self, track: &Track, part: &[Delivery]) -> Outcome {
+        let (id, message) = match part {
+            [only] if self.shape.batch == 1 => (only.id.to_string(), cloudevent::message(only, self.mode)),
             // Of one lane, the first and how many they are say which they are. Sent again, it may be with others.
             [first, ..] => (format!("{}-{}", first.id, part.len()), array(part)),
             [] => return Outcome::Delivered,
         };
-        let headers = match self.sign(&id, &body) {
+        let headers = match self.headers(&id, track, &part[0], &message) {
             Ok(headers) => headers,
             Err(why) => return Outcome::Refused { why },
         };
+        let body = message.body;
         let request = self.client.post(self.url.clone()).headers(headers).body(body);
         let deadline = tokio::time::Instant::now() + self.timeout;
         let mut response = match tokio::time::timeout_at(deadline, request.send()).await {
@@ -167,8 +192,26 @@ impl Webhook {
         }
     }
 
-    fn sign(&self, id: &str, body: &[u8]) -> Result<HeaderMap, String> {
+    fn headers(&self, id: &str, track: &Track, first: &Delivery, message: &Message) -> Result<HeaderMap, String> {
         let mut headers = self.headers.clone();
+        for (name, template) in &self.templates {
+            // A lane key is a plugin's text: percent-encoded, it cannot end a header and begin another.
+            let key = cloudevent::header(&first.emission.lane_key);
+            let value = super::filled(template, track).replace("{lane_key}", &key);
+            let value = HeaderValue::from_str(&value).map_err(|_| format!("the header {name} cannot be sent"))?;
+            headers.insert(name, value);
+        }
+        let kind = match self.mode {
+            // What PHP and others take for UTF-8 only where it is said.
+            Mode::Structured => format!("{}; charset=utf-8", message.content_type),
+            _ => message.content_type.to_owned(),
+        };
+        headers.insert(CONTENT_TYPE, HeaderValue::from_str(&kind).map_err(|error| error.to_string())?);
+        for (name, value) in &message.attributes {
+            let name = HeaderName::from_bytes(format!("ce-{name}").as_bytes()).map_err(|error| error.to_string())?;
+            let value = HeaderValue::from_str(&cloudevent::header(value)).map_err(|error| error.to_string())?;
+            headers.insert(name, value);
+        }
         let now = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_err(|_| "the clock of this machine is before 1970; set it".to_owned())?
@@ -182,7 +225,7 @@ impl Webhook {
         set(HEADER_WEBHOOK_TIMESTAMP, &now.to_string())?;
         let mut signatures = Vec::with_capacity(self.signers.len());
         for signer in &self.signers {
-            signatures.push(signer.sign(id, now as i64, body).map_err(|error| error.to_string())?);
+            signatures.push(signer.sign(id, now as i64, &message.body).map_err(|error| error.to_string())?);
         }
         if !signatures.is_empty() {
             set(HEADER_WEBHOOK_SIGNATURE, &signatures.join(" "))?;
@@ -197,12 +240,12 @@ impl Sink for Webhook {
         self.shape
     }
 
-    async fn deliver(&self, _track: &Track, batch: &[Delivery]) -> Vec<Outcome> {
+    async fn deliver(&self, track: &Track, batch: &[Delivery]) -> Vec<Outcome> {
         let (mut outcomes, mut size) = (Vec::with_capacity(batch.len()), self.shape.batch);
         while outcomes.len() < batch.len() {
             let rest = &batch[outcomes.len()..];
             let part = &rest[..size.min(rest.len())];
-            match self.post(part).await {
+            match self.post(track, part).await {
                 Outcome::Refused { .. } if part.len() > 1 => size = part.len() / 2,
                 again @ Outcome::Retry { .. } => {
                     outcomes.push(again);
@@ -219,14 +262,14 @@ impl Sink for Webhook {
 }
 
 /// As the JSON batch format of CloudEvents has it.
-fn array(part: &[Delivery]) -> Vec<u8> {
+fn array(part: &[Delivery]) -> Message {
     let mut body = Vec::new();
     for (i, delivery) in part.iter().enumerate() {
         body.push(if i == 0 { b'[' } else { b',' });
         body.extend_from_slice(&cloudevent::encode(delivery));
     }
     body.push(b']');
-    body
+    Message { content_type: "application/cloudevents-batch+json", attributes: vec![], body }
 }
 
 fn retry(why: String) -> Outcome {
@@ -302,7 +345,31 @@ fn place(url: &Url) -> String {
     }
 }
 
-fn static_headers(options: &Options, batch: usize) -> Result<HeaderMap, SinkError> {
+/// Whom the connection trusts, and what it shows of itself.
+fn trust(options: &Options, mut client: reqwest::ClientBuilder) -> Result<reqwest::ClientBuilder, SinkError> {
+    let wrong = |key: &str, error: reqwest::Error| options.refused(&format!("{key} cannot be used: {}", chain(&error)));
+    if let Some(pem) = options.file("ca_file")? {
+        let authorities = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| wrong("ca_file", error))?;
+        if authorities.is_empty() {
+            return Err(options.refused("ca_file holds no certificate"));
+        }
+        client = client.tls_certs_only(authorities);
+    }
+    match (options.file("client_cert_file")?, options.file("client_key_file")?) {
+        (Some(mut pem), key) => {
+            pem.push(b'\n');
+            pem.extend(key.unwrap_or_default());
+            let identity = reqwest::Identity::from_pem(&pem).map_err(|error| wrong("client_cert_file", error))?;
+            client = client.identity(identity);
+        }
+        (None, Some(_)) => return Err(options.refused("client_key_file is set without client_cert_file")),
+        (None, None) => {}
+    }
+    Ok(client)
+}
+
+/// Those that are always the same, and those with something to fill in.
+fn static_headers(options: &Options) -> Result<(HeaderMap, Vec<(HeaderName, String)>), SinkError> {
     const OURS: [&str; 8] = [
         "content-type",
         "content-length",
@@ -313,24 +380,24 @@ fn static_headers(options: &Options, batch: usize) -> Result<HeaderMap, SinkErro
         HEADER_WEBHOOK_TIMESTAMP,
         HEADER_WEBHOOK_SIGNATURE,
     ];
-    let mut headers = HeaderMap::new();
-    let format = match batch {
-        1 => "application/cloudevents+json; charset=utf-8",
-        _ => "application/cloudevents-batch+json; charset=utf-8",
-    };
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(format));
+    let (mut headers, mut templates) = (HeaderMap::new(), vec![]);
     for (name, value) in options.texts("headers")? {
         let parsed = HeaderName::from_bytes(name.as_bytes())
             .map_err(|_| options.refused(&format!("headers: {name:?} is not the name of a header")))?;
-        if OURS.contains(&parsed.as_str()) {
+        if OURS.contains(&parsed.as_str()) || parsed.as_str().starts_with("ce-") {
             return Err(options.refused(&format!("headers: {parsed} is set by this output itself; take it out")));
         }
-        let mut value = HeaderValue::from_str(&value)
+        let checked = HeaderValue::from_str(&value)
             .map_err(|_| options.refused(&format!("headers.{name} has a line break or a control character")))?;
-        value.set_sensitive(true);
-        headers.insert(parsed, value);
+        if ["{plugin}", "{stream}", "{chain}", "{lane_key}"].iter().any(|part| value.contains(part)) {
+            templates.push((parsed, value));
+        } else {
+            let mut value = checked;
+            value.set_sensitive(true);
+            headers.insert(parsed, value);
+        }
     }
-    Ok(headers)
+    Ok((headers, templates))
 }
 
 fn signers(options: &Options) -> Result<Vec<standardwebhooks::Webhook>, SinkError> {

@@ -103,6 +103,10 @@ impl Process {
         answer.text().await.ok()
     }
 
+    pub fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.url)
+    }
+
     pub async fn status(&self) -> Option<Value> {
         serde_json::from_str(&self.get("/status").await?).ok()
     }

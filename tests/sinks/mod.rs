@@ -248,6 +248,34 @@ async fn contract(mut place: impl Place) {
     }
 }
 
+/// A dead letter that was put back, or what a person asked for once more.
+async fn what_is_sent_again_leaves_the_position(place: impl Place) {
+    let sink = place.sink().await;
+    sink.prepare(&stream(), &spec()).await.unwrap();
+    all_delivered(&sink.deliver(&track(), &applies(1..=10)).await);
+    // With an id that no server takes for a repeat.
+    let again = Delivery { id: DeliveryId::of(apply(3).emission.id, None, Op::Apply), ..apply(3) };
+    all_delivered(&sink.deliver(&track(), &[again]).await);
+    drop(sink);
+    let sink = place.sink().await;
+    let kept = sink.position(&track()).await.unwrap();
+    assert!(kept == Some(10) || kept.is_none(), "{kept:?}: it would all be sent again from there");
+    all_delivered(&sink.deliver(&track(), &applies(11..=12)).await);
+    assert_eq!(place.sink().await.position(&track()).await.unwrap(), Some(12));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_sent_again_moves_no_position_of_a_store_or_a_queue() {
+    what_is_sent_again_leaves_the_position(SqlitePlace(tempfile::tempdir().unwrap())).await;
+    what_is_sent_again_leaves_the_position(FilePlace(tempfile::tempdir().unwrap())).await;
+    if let Some(server) = Nats::start(None).await {
+        what_is_sent_again_leaves_the_position(NatsPlace(server)).await;
+    }
+    if let Some(server) = Postgres::start().await {
+        what_is_sent_again_leaves_the_position(PostgresPlace(server, String::new())).await;
+    }
+}
+
 struct FilePlace(tempfile::TempDir);
 
 impl FilePlace {
