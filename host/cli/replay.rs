@@ -20,8 +20,8 @@ pub struct Args {
     #[arg(long, value_name = "WASM", required_unless_present = "stream")]
     plugin: Option<PathBuf>,
     /// Its configuration
-    #[arg(long, value_name = "JSON", default_value = "{}", value_parser = artifact::parse_config)]
-    config: Map<String, Value>,
+    #[arg(long, value_name = "JSON", value_parser = artifact::parse_config)]
+    config: Option<Map<String, Value>>,
     /// Of the running process: the stream, as plugin.stream
     #[arg(long, conflicts_with_all = ["blocks", "plugin", "config"], requires_all = ["from", "to"])]
     stream: Option<StreamId>,
@@ -55,7 +55,7 @@ pub async fn run(args: Args) -> anyhow::Result<Exit> {
     }
     let mut out = std::io::BufWriter::new(std::io::stdout());
     let wasm = args.plugin.unwrap_or_default();
-    let offline = Offline { blocks: args.blocks, wasm, config: args.config, progress: true };
+    let offline = Offline { blocks: args.blocks, wasm, config: args.config.unwrap_or_default(), progress: true };
     offline::play(offline, |delivery| {
         out.write_all(&cloudevent::encode(&delivery))?;
         Ok(out.write_all(b"\n")?)

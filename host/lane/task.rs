@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::open::{Opened, Opening};
 use super::schedule::{after_failures, probe_after};
-use super::track::{KNOWN, State, TrackLane, delivery_of};
+use super::track::{KNOWN, Room, State, TrackLane, delivery_of};
 use super::{Backlog, Routed, Settings};
 use crate::journal::{DeadFilter, Entry, Journal, JournalError, LaneWrite, Marks, Parked, TrackId, Write};
 use crate::lane::due::{Due, due};
@@ -203,8 +203,8 @@ impl Task {
         if self.opened.is_empty() {
             wake = self.opening.values().map(|o| o.at).fold(wake, Instant::min);
         }
-        let batch = self.sink.shape().batch;
-        if self.tracks.values().any(|t| t.wants(batch) > 0) {
+        let room = self.room();
+        if self.tracks.values().any(|t| t.wants(room) > 0) {
             wake = wake.min(self.read_at.unwrap_or(now));
         }
         if self.calls.len() >= self.most() {
@@ -217,6 +217,9 @@ impl Task {
         for track in self.tracks.iter().filter(|(id, _)| self.is_ready(**id)).map(|(_, t)| t) {
             if let Some(at) = track.wait_until {
                 wake = wake.min(at);
+            }
+            if let (Some(since), Some(fill)) = (track.filling, self.sink.fill()) {
+                wake = wake.min(since + fill.patience);
             }
             // Where the parked keys' share is used up, the end of one of them is what wakes.
             if let Some((at, _)) = track.first_parked().filter(|_| self.parked_calls < self.most_parked()) {
@@ -281,9 +284,9 @@ impl Task {
         if self.read_at.is_some_and(|at| Instant::now() < at) {
             return;
         }
-        let batch = self.sink.shape().batch;
+        let room = self.room();
         let wanted: Vec<(TrackId, u64, usize)> =
-            self.tracks.iter().map(|(id, t)| (*id, t.read, t.wants(batch))).filter(|w| w.2 > 0).collect();
+            self.tracks.iter().map(|(id, t)| (*id, t.read, t.wants(room))).filter(|w| w.2 > 0).collect();
         if wanted.is_empty() {
             return;
         }
@@ -294,7 +297,7 @@ impl Task {
         let Some(reads) = reads.await else { return };
         for (id, limit, (marks, entries)) in reads {
             let Some(track) = self.tracks.get_mut(&id) else { continue };
-            track.take_in(&self.settings.output, &marks, entries, limit);
+            track.take_in(&self.settings.output, &marks, entries, limit, room);
             track.advance();
         }
     }
@@ -333,11 +336,16 @@ impl Task {
         self.retry_parked().await;
         match self.sink.shape().batch {
             0 | 1 => self.hand_over_singles(),
-            batch => self.hand_over_batches(batch),
+            _ => self.hand_over_batches(),
         }
     }
 
-    fn hand_over_batches(&mut self, batch: usize) {
+    fn room(&self) -> Room {
+        Room { batch: self.sink.shape().batch, bytes: self.sink.fill().map(|fill| fill.bytes) }
+    }
+
+    fn hand_over_batches(&mut self) {
+        let (room, fill) = (self.room(), self.sink.fill());
         for id in self.in_turn() {
             if self.calls.len() >= self.most() {
                 return;
@@ -347,8 +355,16 @@ impl Task {
                 continue;
             }
             track.wait_until = None;
+            let (count, full) = track.next_batch(room);
+            if let Some(fill) = fill.filter(|_| !full && count > 0) {
+                let since = *track.filling.get_or_insert_with(Instant::now);
+                if Instant::now() < since + fill.patience {
+                    continue;
+                }
+            }
+            track.filling = None;
             let mut deliveries = Vec::new();
-            for slot in track.window.iter_mut().filter(|s| s.state == State::Queued).take(batch) {
+            for slot in track.window.iter_mut().filter(|s| s.state == State::Queued).take(count) {
                 slot.state = State::InFlight;
                 deliveries.extend(slot.delivery.clone());
             }
@@ -803,10 +819,13 @@ impl Task {
         // What is not due yet waits for the head, not for the destination. Beyond a full window nobody has judged it.
         let routed = || self.tracks.iter().filter(|(_, t)| !t.gone);
         let mut backlog = Backlog::default();
-        for (_, track) in routed() {
-            let (entries, bytes) = track.waiting();
-            backlog.entries += entries;
-            backlog.bytes += bytes;
+        // What is not in hand weighs what the first and the last of its track do.
+        let mut unweighed: Vec<(TrackId, u64, u64)> = vec![];
+        for (id, track) in routed() {
+            let (in_hand, others) = track.waiting();
+            backlog.entries += in_hand.entries + others;
+            backlog.bytes += in_hand.bytes;
+            unweighed.extend(track.oldest().filter(|_| others > 0).map(|oldest| (*id, oldest, others)));
         }
         let mut oldest = routed().filter_map(|(_, t)| t.oldest()).min();
         let unread: Vec<(TrackId, u64)> = routed().filter(|(_, t)| t.more).map(|(id, t)| (*id, t.read)).collect();
@@ -824,6 +843,10 @@ impl Task {
                 if waiting.entries > 0 {
                     oldest = Some(oldest.map_or(after + 1, |oldest: u64| oldest.min(after + 1)));
                 }
+            }
+            for (track, first, count) in unweighed {
+                let all = journal.backlog(track, first - 1)?;
+                backlog.bytes += count * (all.bytes / all.entries.max(1));
             }
             if let Some(oldest) = oldest {
                 let since = journal.written_ms(oldest)?;

@@ -34,6 +34,7 @@ type Answer = Box<dyn Fn(&Delivery, usize) -> Option<Outcome> + Send + Sync>;
 /// Answers by script: `None` hangs until the sink is let go.
 struct Fake {
     shape: Shape,
+    fill: Option<crate::sink::Fill>,
     /// What each delivery is answered, at its n-th attempt.
     answer: Mutex<Answer>,
     go: Notify,
@@ -49,6 +50,7 @@ impl Fake {
     fn new(batch: usize, concurrency: usize) -> Self {
         Self {
             shape: Shape { batch, concurrency },
+            fill: None,
             answer: Mutex::new(Box::new(|_, _| Some(Outcome::Delivered))),
             go: Notify::new(),
             position: None,
@@ -81,6 +83,9 @@ fn retry() -> Option<Outcome> {
 impl Sink for Fake {
     fn shape(&self) -> Shape {
         self.shape
+    }
+    fn fill(&self) -> Option<crate::sink::Fill> {
+        self.fill
     }
     async fn prepare(&self, stream: &StreamId, _spec: &StreamSpec) -> Result<(), SinkError> {
         if self.unready.lock().unwrap().contains(stream) {
@@ -664,6 +669,27 @@ async fn ten_thousand_parked_keys_are_retried_without_reading_all_for_each() {
     until("none is parked", || house.journal.parked(&output(), track).unwrap().is_empty()).await;
     lane.stop().await;
     assert_eq!(count.load(Ordering::SeqCst), 30_000);
+}
+
+#[tokio::test]
+async fn a_batch_that_is_not_full_waits_for_its_time_and_a_full_one_does_not() {
+    let mut house = House::new(1).await;
+    let mut sink = Fake::new(10, 1);
+    sink.fill = Some(crate::sink::Fill { bytes: 1_000, patience: Duration::from_millis(300) });
+    let sink = Arc::new(sink);
+    let lane = house.start(&sink, When::Latest);
+    let began = Instant::now();
+    house.block(&[(0, "a"); 25]).await;
+    until("the full ones to come", || sink.heard().len() == 20).await;
+    until("the rest to come", || sink.heard().len() == 25).await;
+    let heard = sink.heard();
+    // The patience is counted from the moment in which the lane has seen the first of them.
+    assert!(heard[24].0 - began >= Duration::from_millis(300), "{:?}", heard[24].0 - began);
+    assert!(heard[24].0 - heard[19].0 >= Duration::from_millis(200), "the full ones did not wait");
+    // Full by its bytes.
+    let offsets: Vec<u64> = heard.iter().map(|h| h.1.offset).collect();
+    assert!(offsets.is_sorted());
+    lane.stop().await;
 }
 
 struct Counting {

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::Routed;
 use super::due::{Due, due};
-use crate::journal::{Entry, Marks, Parked};
+use crate::journal::{Entry, Marks, Parked, Waiting};
 use crate::model::{Delivery, DeliveryId, Emission, OutputName, StreamId};
 
 /// Deliveries held in memory per track, or two of its sink's batches, and their payloads' bytes: 1,024 and 8 MiB.
@@ -17,6 +17,20 @@ const WINDOW_BYTES: usize = 8 << 20;
 const SLOTS: usize = 8 * WINDOW;
 /// Entries in one read of the journal.
 const CHUNK: usize = 256;
+
+/// What a sink takes at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    pub batch: usize,
+    /// Of payloads, where the lane waits for a batch to fill up.
+    pub bytes: Option<usize>,
+}
+
+impl Room {
+    fn bytes_in_hand(&self) -> usize {
+        WINDOW_BYTES.max(2 * self.bytes.unwrap_or(0))
+    }
+}
 /// Offsets remembered per parked key, and of all parked keys of a track (2 MiB); beyond, they are read again.
 pub const KNOWN: usize = 1024;
 const KNOWN_OF_TRACK: usize = 1 << 18;
@@ -64,6 +78,8 @@ pub struct TrackLane {
     pub failures: u32,
     pub wait_until: Option<Instant>,
     pub stopped: bool,
+    /// Since when a batch that is not full has waited.
+    pub filling: Option<Instant>,
     /// No longer routed: it ends when what is under way has ended.
     pub gone: bool,
 }
@@ -108,6 +124,7 @@ impl TrackLane {
             failures: 0,
             wait_until: None,
             stopped: false,
+            filling: None,
             gone: false,
         };
         for (at, left) in parked {
@@ -118,19 +135,19 @@ impl TrackLane {
         track
     }
 
-    /// How many entries to read now, for a sink that takes so many at once; 0 where there is enough to do.
-    pub fn wants(&self, batch: usize) -> usize {
+    /// How many entries to read now; 0 where there is enough to do.
+    pub fn wants(&self, room: Room) -> usize {
         let enough = !self.more
             || self.gone
             // While a whole batch is under way, the next one is read.
-            || self.live + CHUNK > WINDOW.max(2 * batch)
-            || self.live_bytes > WINDOW_BYTES / 2
-            || self.window.len() >= SLOTS;
+            || self.live + CHUNK > WINDOW.max(2 * room.batch)
+            || self.live_bytes > room.bytes_in_hand() / 2
+            || self.window.len() >= SLOTS.max(4 * room.batch);
         if enough { 0 } else { CHUNK }
     }
 
     /// Takes in entries that were read after `self.read`; `asked` is how many would have been taken.
-    pub fn take_in(&mut self, output: &OutputName, marks: &Marks, entries: Vec<Entry>, asked: usize) {
+    pub fn take_in(&mut self, output: &OutputName, marks: &Marks, entries: Vec<Entry>, asked: usize, room: Room) {
         self.more = entries.len() == asked;
         for entry in entries {
             let offset = entry.offset;
@@ -142,7 +159,7 @@ impl TrackLane {
                 }
                 Due::Never => None,
                 Due::Now if self.leave(&entry.lane_key, offset) => None,
-                Due::Now if self.live_bytes > WINDOW_BYTES => {
+                Due::Now if self.live_bytes > room.bytes_in_hand() => {
                     self.more = true;
                     return;
                 }
@@ -173,10 +190,12 @@ impl TrackLane {
         true
     }
 
-    /// Deliveries that are due and not settled, as far as the track has been read, and the bytes of those in hand.
-    pub fn waiting(&self) -> (u64, u64) {
+    /// Deliveries that are due and not settled, as far as the track has been read: those in hand with their bytes, and
+    /// the others.
+    pub fn waiting(&self) -> (Waiting, u64) {
         let parked: u64 = self.parked.values().map(|key| 1 + key.left.count).sum();
-        ((self.live + self.redo.len() + self.redo_taken.len()) as u64 + parked, self.live_bytes as u64)
+        let in_hand = Waiting { entries: self.live as u64, bytes: self.live_bytes as u64 };
+        (in_hand, (self.redo.len() + self.redo_taken.len()) as u64 + parked)
     }
 
     /// The offset of the first of them that was not put back by a person.
@@ -209,6 +228,19 @@ impl TrackLane {
             self.live -= 1;
             self.live_bytes -= delivery.emission.payload.len();
         }
+    }
+
+    /// How many of the window make the next batch, and whether they fill it.
+    pub fn next_batch(&self, room: Room) -> (usize, bool) {
+        let (mut count, mut bytes) = (0, 0);
+        for slot in self.window.iter().filter(|s| s.state == State::Queued) {
+            count += 1;
+            bytes += slot.delivery.as_ref().map_or(0, |delivery| delivery.emission.payload.len());
+            if count == room.batch || room.bytes.is_some_and(|full| bytes >= full) {
+                return (count, true);
+            }
+        }
+        (count, false)
     }
 
     pub fn queued(&self) -> bool {

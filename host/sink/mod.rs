@@ -11,7 +11,9 @@ pub mod file;
 pub mod mqtt;
 pub mod mysql;
 pub mod nats;
+pub mod object_store;
 mod options;
+mod parquet;
 pub mod postgres;
 pub mod sqlite;
 pub mod stdout;
@@ -20,6 +22,7 @@ pub mod webhook;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 
@@ -46,6 +49,15 @@ pub struct Shape {
     pub concurrency: usize,
 }
 
+/// When a batch is handed over that is not full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fill {
+    /// Bytes of payloads that fill it, where fewer deliveries than `Shape::batch` have as many.
+    pub bytes: usize,
+    /// How long the first of it waits in the journal for the others.
+    pub patience: Duration,
+}
+
 /// One stream of one chain on its way to one output: deliveries of a track rise in offset.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Track {
@@ -57,6 +69,11 @@ pub struct Track {
 #[async_trait::async_trait]
 pub trait Sink: Send + Sync + 'static {
     fn shape(&self) -> Shape;
+
+    /// For a destination that wants large batches: `None` hands over what there is, at once.
+    fn fill(&self) -> Option<Fill> {
+        None
+    }
 
     /// Called before the first delivery of a stream and again when its manifest entry changed: makes or
     /// evolves what the destination needs.
@@ -101,7 +118,7 @@ pub struct Kind {
 }
 
 pub const KINDS: &[Kind] =
-    &[webhook::KIND, nats::KIND, mqtt::KIND, postgres::KIND, mysql::KIND, sqlite::KIND, file::KIND, stdout::KIND];
+    &[webhook::KIND, nats::KIND, mqtt::KIND, postgres::KIND, mysql::KIND, sqlite::KIND, file::KIND, object_store::KIND, stdout::KIND];
 
 /// The one TLS provider of the process.
 fn ring() {

@@ -68,6 +68,23 @@ impl Server {
         Some(server)
     }
 
+    /// An S3 server that keeps everything in memory.
+    pub async fn moto() -> Option<Self> {
+        let packages = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/python");
+        if !packages.join("moto").is_dir() {
+            eprintln!("SKIPPED: no moto; install it by: cargo x setup");
+            return None;
+        }
+        let command = |_: &Path, port: u16| {
+            let packages = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/python");
+            let mut command = Command::new("python3");
+            command.args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &port.to_string()]);
+            command.env("PYTHONPATH", packages).env("PYTHONDONTWRITEBYTECODE", "1");
+            command
+        };
+        Self::start("python3", "python3", command, "-KILL", &[]).await
+    }
+
     fn new(
         program: &str,
         package: &str,

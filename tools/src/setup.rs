@@ -12,6 +12,8 @@ use crate::shell::{cargo, command, quiet, run as show, tools, which};
 const TARGET: &str = "wasm32-unknown-unknown";
 /// The real anvil, and the compiler of tests/contracts. Another version of either is another corpus.
 const NPM: &[(&str, &str)] = &[("@foundry-rs/anvil", "1.7.1"), ("solc", "0.8.37")];
+/// An S3 server for the object store's tests, into `target/tools/python`.
+const PYTHON: &[(&str, &str)] = &[("moto[s3]", "5.2.5"), ("flask", "3.1.2"), ("flask-cors", "6.0.1")];
 /// What must be there, and the package of Debian and Ubuntu that brings it.
 const APT: &[(&str, &str, &str)] = &[
     ("nats-server", "nats-server", "the NATS sink's tests"),
@@ -22,6 +24,7 @@ const APT: &[(&str, &str, &str)] = &[
     ("node", "nodejs", "the Node.js receiver's test"),
     ("npm", "npm", "everything on a real chain"),
     ("python3", "python3", "the Python receiver's test"),
+    ("pip3", "python3-pip", "the S3 tests"),
 ];
 const CARGO_DENY: &str = "0.20.2";
 
@@ -36,7 +39,7 @@ pub fn run(_args: &[String]) -> Result<()> {
 /// Installs what is missing. What could not be had is said at once and returned, one sentence each.
 pub fn install() -> Vec<String> {
     let mut missing = Vec::new();
-    for done in [wasm_target(), apt(), npm()] {
+    for done in [wasm_target(), apt(), npm(), python()] {
         if let Err(error) = done {
             eprintln!("setup: {error:#}");
             missing.push(format!("{error:#}"));
@@ -83,6 +86,25 @@ fn npm() -> Result<()> {
         })?;
     }
     link_anvil()
+}
+
+fn python() -> Result<()> {
+    let folder = tools().join("python");
+    let there = |(name, version): &(&str, &str)| {
+        let name = name.split('[').next().unwrap_or(name).replace('-', "_");
+        fs::read_dir(&folder).is_ok_and(|mut all| {
+            all.any(|e| e.is_ok_and(|e| e.file_name().to_string_lossy().eq_ignore_ascii_case(&format!("{name}-{version}.dist-info"))))
+        })
+    };
+    if PYTHON.iter().all(there) {
+        return Ok(());
+    }
+    let wanted: Vec<String> = PYTHON.iter().map(|(name, version)| format!("{name}=={version}")).collect();
+    eprintln!("setup: installing {} into target/tools/python", wanted.join(" "));
+    let mut install = command("python3", ["-m", "pip", "install", "--quiet", "--no-compile", "--upgrade", "--target"]);
+    quiet(install.arg(&folder).args(&wanted)).map(drop).with_context(|| {
+        format!("the S3 tests are skipped: install pip (python3-pip), then pip install {}", wanted.join(" "))
+    })
 }
 
 /// `node_modules/.bin/anvil` is a Node.js script that starts the real program and outlives its own death badly:
