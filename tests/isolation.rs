@@ -247,7 +247,8 @@ async fn dead_letters_are_sent_again_in_order_or_dropped_even_over_a_crash() {
     assert_eq!(ids(&process, "shop"), dead);
 
     // Shown first: those of the output that have the word in their reason, and nothing is done.
-    let (ok, said) = process.cli(&["dead", "retry", "--output", "shop", "--reason", "410", "--since", "2026-01-01", "--dry-run"]);
+    let (ok, said) =
+        process.cli(&["dead", "retry", "--output", "shop", "--reason", "410", "--since", "2026-01-01", "--dry-run"]);
     assert!(ok && said.contains("to these 6") && said.contains("nothing was done"), "{said}");
     for none in [["--plugin", "other"], ["--before", "2026-01-01"], ["--reason", "413"]] {
         let (ok, said) = process.cli(&[&["dead", "drop"][..], &none].concat());

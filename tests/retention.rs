@@ -57,7 +57,8 @@ async fn what_all_outputs_have_leaves_the_journal_and_what_one_has_not_stays() {
     }
     town.reorg(&chain, 2, 4).await;
     holds_all(&shop, &chain).await;
-    let first: Value = serde_json::from_str(&process.get(&format!("/streams/{STREAM}?limit=2")).await.unwrap()).unwrap();
+    let first: Value =
+        serde_json::from_str(&process.get(&format!("/streams/{STREAM}?limit=2")).await.unwrap()).unwrap();
     let old = first["next"].as_str().unwrap().to_owned();
 
     // A reader is told that what it asks for is out of reach, while the one that failed has lost nothing.
@@ -73,7 +74,8 @@ async fn what_all_outputs_have_leaves_the_journal_and_what_one_has_not_stays() {
     until("what waits to be counted and weighed", || async {
         let status = process.status().await?;
         let away = status["outputs"].as_array()?.iter().find(|o| o["name"] == "away")?;
-        (away["backlog_age"].as_u64()? >= 1 && away["backlog_bytes"].as_u64()? > 100 * away["backlog"].as_u64()?).then_some(())
+        (away["backlog_age"].as_u64()? >= 1 && away["backlog_bytes"].as_u64()? > 100 * away["backlog"].as_u64()?)
+            .then_some(())
     })
     .await;
 

@@ -158,7 +158,8 @@ async fn settle(path: &str, which: Which) -> anyhow::Result<Exit> {
     // Ids alone need not be looked for; what is shown first, or chosen by what it is, does.
     let ids = if ids.is_empty() || dry_run {
         let mut letters = letters(only.output.as_deref(), &at).await?;
-        letters.retain(|letter| only.takes(letter) && (ids.is_empty() || id(letter).is_some_and(|id| ids.contains(&id))));
+        letters
+            .retain(|letter| only.takes(letter) && (ids.is_empty() || id(letter).is_some_and(|id| ids.contains(&id))));
         if dry_run {
             print!("{}", table(&letters));
             eprintln!("\nnothing was done; the same without --dry-run does it to these {}", letters.len());

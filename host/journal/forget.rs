@@ -156,13 +156,17 @@ mod tests {
         fn needed(&self, model: &Model, track: TrackId) -> BTreeSet<u64> {
             let steps = model.consumers[0].steps.iter().filter_map(|s| s.offsets.first().copied());
             let position = |output| self.positions.get(&(output, track)).copied().unwrap_or(0);
-            let upto = self.window.min(position(0)).min(position(1)).min(steps.min().map_or(u64::MAX, |first| first - 1));
+            let upto =
+                self.window.min(position(0)).min(position(1)).min(steps.min().map_or(u64::MAX, |first| first - 1));
             let ours = || model.said.values().filter(|said| said.track == track).map(|said| &said.entry);
             let held = |e: &Entry| {
                 e.offset > upto
                     || self.dead.iter().any(|(_, offset)| *offset == e.offset)
                     || self.redo.iter().any(|(_, _, offset)| *offset == e.offset)
-                    || self.parked.iter().any(|((_, t, key), next)| *t == track && *key == e.lane_key && *next <= e.offset)
+                    || self
+                        .parked
+                        .iter()
+                        .any(|((_, t, key), next)| *t == track && *key == e.lane_key && *next <= e.offset)
             };
             let mut needed: BTreeSet<u64> = ours().filter(|e| held(e)).map(|e| e.offset).collect();
             let taken_back: Vec<_> =
@@ -290,7 +294,8 @@ mod tests {
                         let first = model.said.values().find(|s| s.track == *track).map_or(0, |s| s.entry.offset);
                         gone += u64::from(first > 0 && !offsets.contains(&first));
                     }
-                    let orphans = "SELECT count(*) FROM block b WHERE NOT EXISTS (SELECT 1 FROM entry WHERE block = b.id)";
+                    let orphans =
+                        "SELECT count(*) FROM block b WHERE NOT EXISTS (SELECT 1 FROM entry WHERE block = b.id)";
                     assert_eq!(journal.on_writer(|db| db.query_row(orphans, [], |r| r.get::<_, i64>(0))).unwrap(), 0);
                     continue;
                 }

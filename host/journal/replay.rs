@@ -29,7 +29,9 @@ pub fn begin(db: &Connection, order: &Replay) -> Result<i64> {
         .prepare_cached("SELECT EXISTS (SELECT 1 FROM replay WHERE output = ?1 AND track = ?2)")?
         .query_row(params![output.as_str(), track.0], |r| r.get::<_, bool>(0))?;
     if already {
-        return Err(moved(format!("{output} is being sent an earlier part of this stream again: wait until that has ended")));
+        return Err(moved(format!(
+            "{output} is being sent an earlier part of this stream again: wait until that has ended"
+        )));
     }
     db.prepare_cached(
         "INSERT INTO replay (output, track, next, last, first_block, last_block, pace) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",

@@ -742,7 +742,11 @@ impl Journal for SqliteJournal {
                 )
             };
             let mean: f64 = db
-                .prepare_cached(&format!("SELECT avg(bytes) FROM (SELECT * FROM ({}) UNION ALL SELECT * FROM ({}))", some(""), some("DESC")))?
+                .prepare_cached(&format!(
+                    "SELECT avg(bytes) FROM (SELECT * FROM ({}) UNION ALL SELECT * FROM ({}))",
+                    some(""),
+                    some("DESC")
+                ))?
                 .query_row(params![track.0, after], |r| r.get(0))?;
             Ok(Waiting { entries, bytes: (mean * entries as f64) as u64 })
         })

@@ -4,7 +4,9 @@ use alloy_primitives::B256;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
 use super::sqlite::{blob, block_ref, moved, now_ms, position_code, to_json};
-use super::{Committed, ConsumerId, forget, replay, JournalError, LaneWrite, NewEntry, Step, TrackId, VersionWrite, Write};
+use super::{
+    Committed, ConsumerId, JournalError, LaneWrite, NewEntry, Step, TrackId, VersionWrite, Write, forget, replay,
+};
 use crate::model::{BlockRef, ChainId, Edit, EventPosition, Member, Op, PluginName, StreamId, StreamSpec};
 
 type Result<T> = std::result::Result<T, JournalError>;

@@ -351,7 +351,11 @@ impl Task {
                 return;
             }
             let Some(track) = self.tracks.get_mut(&id) else { continue };
-            if track.stopped || !track.busy.is_empty() || track.wait_until.is_some_and(|at| Instant::now() < at) {
+            if track.stopped
+                || track.letters > 0
+                || !track.busy.is_empty()
+                || track.wait_until.is_some_and(|at| Instant::now() < at)
+            {
                 continue;
             }
             track.wait_until = None;
@@ -691,6 +695,10 @@ impl Task {
             attempts,
             why,
         });
+        if let Some(track) = self.tracks.get_mut(&id).filter(|_| from == From::Batch) {
+            track.letters += 1;
+            self.flush_at = Instant::now();
+        }
         self.settle(id, from, delivery);
     }
 
@@ -784,12 +792,20 @@ impl Task {
         match flushed {
             Ok(Ok(writes)) => {
                 for write in writes {
-                    if let LaneWrite::Redone { track, offset, .. } = write
-                        && let Some(track) = self.tracks.get_mut(&track)
-                    {
-                        track.redo_taken.remove(&offset);
-                        // It may have been put back once more.
-                        self.redo_changed = true;
+                    match write {
+                        LaneWrite::Redone { track, offset, .. } => {
+                            if let Some(track) = self.tracks.get_mut(&track) {
+                                track.redo_taken.remove(&offset);
+                                // It may have been put back once more.
+                                self.redo_changed = true;
+                            }
+                        }
+                        LaneWrite::Dead { track, .. } => {
+                            if let Some(track) = self.tracks.get_mut(&track) {
+                                track.letters = track.letters.saturating_sub(1);
+                            }
+                        }
+                        _ => {}
                     }
                 }
             }

@@ -671,6 +671,26 @@ async fn ten_thousand_parked_keys_are_retried_without_reading_all_for_each() {
     assert_eq!(count.load(Ordering::SeqCst), 30_000);
 }
 
+/// A destination that keeps its own position moves it with the next batch: after a crash nobody would ask for the refused one.
+#[tokio::test]
+async fn what_a_batch_refused_is_written_down_before_the_next_batch_goes() {
+    let mut house = House::new(1).await;
+    let sink = Arc::new(Fake::new(5, 1));
+    let journal = house.journal.clone();
+    sink.answer(move |delivery, _| {
+        if delivery.offset > 5 {
+            let letters = journal.dead(&DeadFilter::default(), 0, 10).unwrap();
+            assert!(letters.iter().any(|letter| letter.offset == 3), "it goes before 3 is a dead letter");
+        }
+        Some(if delivery.offset == 3 { Outcome::Refused { why: "no".into() } } else { Outcome::Delivered })
+    });
+    house.block(&[(0, "a"); 20]).await;
+    let lane = house.start(&sink, When::Latest);
+    until("all to be said", || sink.heard().len() == 20).await;
+    lane.stop().await;
+    assert_eq!(sink.delivered().len(), 19);
+}
+
 #[tokio::test]
 async fn a_batch_that_is_not_full_waits_for_its_time_and_a_full_one_does_not() {
     let mut house = House::new(1).await;

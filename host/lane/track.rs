@@ -78,6 +78,8 @@ pub struct TrackLane {
     pub failures: u32,
     pub wait_until: Option<Instant>,
     pub stopped: bool,
+    /// Dead letters that are not written down yet. A destination with a position of its own must not pass them before.
+    pub letters: usize,
     /// Since when a batch that is not full has waited.
     pub filling: Option<Instant>,
     /// No longer routed: it ends when what is under way has ended.
@@ -124,6 +126,7 @@ impl TrackLane {
             failures: 0,
             wait_until: None,
             stopped: false,
+            letters: 0,
             filling: None,
             gone: false,
         };

@@ -35,8 +35,7 @@ pub async fn run(journal: Arc<dyn Journal>, told: Arc<Notify>, lanes: Vec<Arc<No
 pub async fn order(journal: &dyn Journal, resend: Resend) -> Answer {
     let Resend { stream, chain, output, blocks, pace } = resend;
     let tracks = journal.tracks().map_err(|e| e.to_string())?;
-    let tracks: Vec<_> =
-        tracks.iter().filter(|t| t.stream == stream && chain.is_none_or(|c| c == t.chain)).collect();
+    let tracks: Vec<_> = tracks.iter().filter(|t| t.stream == stream && chain.is_none_or(|c| c == t.chain)).collect();
     if tracks.is_empty() {
         let on = chain.map_or(String::new(), |chain| format!(" on {chain}"));
         return Err(format!("the journal has no stream '{stream}'{on}; GET /streams lists what it has"));
@@ -53,6 +52,8 @@ pub async fn order(journal: &dyn Journal, resend: Resend) -> Answer {
             blocks.start(),
             if *blocks.end() == u64::MAX { "the last".into() } else { blocks.end().to_string() },
         )),
-        count => Ok(format!("{output} is sent {count} deliveries of {stream} again, {pace} a second, with the same ids")),
+        count => {
+            Ok(format!("{output} is sent {count} deliveries of {stream} again, {pace} a second, with the same ids"))
+        }
     }
 }

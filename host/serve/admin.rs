@@ -142,7 +142,9 @@ pub(super) async fn replay(
     let Resent { stream, chain, from, to, pace } = body(sent, TAKES).await?;
     let (to, pace) = (to.unwrap_or(u64::MAX), pace.unwrap_or(PACE));
     if from > to || from > i64::MAX as u64 || pace == 0 || pace > 100_000 {
-        let why = format!("blocks {from} to {to} at {pace} a second: \"from\" is not after \"to\", and \"pace\" is 1 to 100000");
+        let why = format!(
+            "blocks {from} to {to} at {pace} a second: \"from\" is not after \"to\", and \"pace\" is 1 to 100000"
+        );
         return Err(Problem::bad(why));
     }
     let stream: StreamId = stream.parse().map_err(|error| Problem::bad(format!("stream: {error}")))?;

@@ -117,8 +117,17 @@ pub struct Kind {
     pub open: fn(Open) -> Opening,
 }
 
-pub const KINDS: &[Kind] =
-    &[webhook::KIND, nats::KIND, mqtt::KIND, postgres::KIND, mysql::KIND, sqlite::KIND, file::KIND, object_store::KIND, stdout::KIND];
+pub const KINDS: &[Kind] = &[
+    webhook::KIND,
+    nats::KIND,
+    mqtt::KIND,
+    postgres::KIND,
+    mysql::KIND,
+    sqlite::KIND,
+    file::KIND,
+    object_store::KIND,
+    stdout::KIND,
+];
 
 /// The one TLS provider of the process.
 fn ring() {

@@ -42,7 +42,10 @@ pub const KIND: Kind = Kind {
         ("endpoint", "of an S3-compatible store that is not Amazon's: https://host:port"),
         ("region", "AWS_REGION unless given, then us-east-1"),
         ("access_key_id_env", "environment variable with the access key; AWS_ACCESS_KEY_ID, or the machine's role"),
-        ("secret_access_key_env", "environment variable with the secret key; AWS_SECRET_ACCESS_KEY, or the machine's role"),
+        (
+            "secret_access_key_env",
+            "environment variable with the secret key; AWS_SECRET_ACCESS_KEY, or the machine's role",
+        ),
         ("ca_file", "PEM file with certificate authorities to trust besides the system's"),
         (
             "path",
@@ -147,9 +150,9 @@ impl Objects {
     fn again(&self, what: &str, error: &Error) -> SinkError {
         let why = format!("{}: {what}: {error}", self.place);
         match error {
-            Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
-                SinkError::Refused { why: format!("{why}; check the keys, and that they may list, read and write there") }
-            }
+            Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => SinkError::Refused {
+                why: format!("{why}; check the keys, and that they may list, read and write there"),
+            },
             _ => SinkError::Again { why },
         }
     }
@@ -192,8 +195,7 @@ impl Objects {
         })
     }
 
-    /// The body of an object. Who is refused has no row in it.
-    fn body(&self, layout: Option<&Layout>, part: &[Delivery], outcomes: &mut [Outcome]) -> Result<Vec<u8>, String> {
+    fn body(&self, layout: Option<&Layout>, part: &[Delivery]) -> Result<Vec<u8>, String> {
         let Some(layout) = layout else {
             let lines = super::lines(part);
             return if self.zstd {
@@ -202,13 +204,7 @@ impl Objects {
                 Ok(lines)
             };
         };
-        let mut rows = Vec::with_capacity(part.len());
-        for (delivery, outcome) in part.iter().zip(outcomes) {
-            match layout.row(delivery) {
-                Ok(row) => rows.push((delivery, row)),
-                Err(why) => *outcome = Outcome::Refused { why },
-            }
-        }
+        let rows = part.iter().map(|delivery| (delivery, layout.row_or_why(delivery))).collect();
         parquet::file(layout, rows).map_err(|error| format!("cannot write Parquet: {error}"))
     }
 
@@ -264,16 +260,9 @@ impl Objects {
         }
     }
 
-    async fn write(
-        &self,
-        track: &Track,
-        entry: Entry,
-        part: &[Delivery],
-        again: bool,
-        outcomes: &mut [Outcome],
-    ) -> Result<(), SinkError> {
+    async fn write(&self, track: &Track, entry: Entry, part: &[Delivery], again: bool) -> Result<(), SinkError> {
         let layout = self.parquet.then(|| self.layout(&track.stream));
-        let body = self.body(layout.as_deref(), part, outcomes).map_err(|why| SinkError::Again { why })?;
+        let body = self.body(layout.as_deref(), part).map_err(|why| SinkError::Again { why })?;
         let there = self.announce(track, entry.clone(), again).await?;
         if (there.first, there.last, &there.object) != (entry.first, entry.last, &entry.object) {
             let why = format!("{}: {} was begun before; it is written first", self.place, there.object);
@@ -292,14 +281,19 @@ impl Objects {
         })
     }
 
-    async fn deliver_all(&self, track: &Track, state: &mut State, batch: &[Delivery], done: &mut Vec<Outcome>) -> Result<(), SinkError> {
+    async fn deliver_all(
+        &self,
+        track: &Track,
+        state: &mut State,
+        batch: &[Delivery],
+        done: &mut Vec<Outcome>,
+    ) -> Result<(), SinkError> {
         let position = state.position.unwrap_or(0);
         if let [only] = batch
             && only.offset <= position
         {
-            let mut outcomes = vec![Outcome::Delivered];
-            self.write(track, self.object(track, batch, true), batch, true, &mut outcomes).await?;
-            done.append(&mut outcomes);
+            self.write(track, self.object(track, batch, true), batch, true).await?;
+            done.push(Outcome::Delivered);
             return Ok(());
         }
         // What the store has already.
@@ -318,12 +312,11 @@ impl Objects {
                 None => self.cut(track, rest),
             };
             let part = &rest[..count];
-            let mut outcomes = vec![Outcome::Delivered; count];
             let entry = state.owed.clone().unwrap_or_else(|| self.object(track, part, false));
-            self.write(track, entry, part, false, &mut outcomes).await?;
+            self.write(track, entry, part, false).await?;
             (state.position, state.owed) = (part.last().map(|delivery| delivery.offset), None);
             self.owed.store(0, Ordering::Relaxed);
-            done.append(&mut outcomes);
+            done.extend(vec![Outcome::Delivered; count]);
         }
         Ok(())
     }

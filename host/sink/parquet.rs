@@ -31,7 +31,11 @@ fn field(name: &str, sort: Sort) -> Result<TypePtr, ParquetError> {
 
 /// A file of these deliveries, each with its row.
 pub fn file(layout: &Layout, rows: Vec<(&Delivery, Vec<Value>)>) -> Result<Vec<u8>, ParquetError> {
-    let columns = || [("_id", Sort::Text), ("_op", Sort::Text)].into_iter().chain(layout.columns.iter().map(|c| (c.name.as_str(), c.sort)));
+    let columns = || {
+        [("_id", Sort::Text), ("_op", Sort::Text)]
+            .into_iter()
+            .chain(layout.columns.iter().map(|c| (c.name.as_str(), c.sort)))
+    };
     let fields = columns().map(|(name, sort)| field(name, sort)).collect::<Result<_, _>>()?;
     let schema = Arc::new(Type::group_type_builder("event").with_fields(fields).build()?);
     let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
@@ -59,15 +63,18 @@ pub fn file(layout: &Layout, rows: Vec<(&Delivery, Vec<Value>)>) -> Result<Vec<u
                 to.write_batch(&held, Some(&levels), None)?;
             }
             ColumnWriter::Int64ColumnWriter(to) => {
-                let held: Vec<i64> = held.filter_map(|v| if let Value::Integer(v) = v { Some(v) } else { None }).collect();
+                let held: Vec<i64> =
+                    held.filter_map(|v| if let Value::Integer(v) = v { Some(v) } else { None }).collect();
                 to.write_batch(&held, Some(&levels), None)?;
             }
             ColumnWriter::DoubleColumnWriter(to) => {
-                let held: Vec<f64> = held.filter_map(|v| if let Value::Double(v) = v { Some(v) } else { None }).collect();
+                let held: Vec<f64> =
+                    held.filter_map(|v| if let Value::Double(v) = v { Some(v) } else { None }).collect();
                 to.write_batch(&held, Some(&levels), None)?;
             }
             ColumnWriter::BoolColumnWriter(to) => {
-                let held: Vec<bool> = held.filter_map(|v| if let Value::Boolean(v) = v { Some(v) } else { None }).collect();
+                let held: Vec<bool> =
+                    held.filter_map(|v| if let Value::Boolean(v) = v { Some(v) } else { None }).collect();
                 to.write_batch(&held, Some(&levels), None)?;
             }
             _ => return Err(ParquetError::General("a column of a type that is not written here".into())),

@@ -154,6 +154,23 @@ impl Layout {
     }
 }
 
+impl Layout {
+    /// For a destination that leaves nothing out: of a payload that fits no row, the reason and the payload are in the last column.
+    pub fn row_or_why(&self, delivery: &Delivery) -> Vec<Value> {
+        self.row(delivery).unwrap_or_else(|why| {
+            let emission = &*delivery.emission;
+            let bare = Self { columns: self.columns[..FIXED.len()].to_vec(), json: false };
+            // Without JSON every payload has a row.
+            let mut row = bare.row(delivery).unwrap_or_default();
+            row.truncate(FIXED.len());
+            row.resize(self.columns.len() - 1, Value::Null);
+            let payload = String::from_utf8_lossy(&emission.payload);
+            row.push(Value::Text(serde_json::json!({ "_why": why, "_payload": payload }).to_string()));
+            row
+        })
+    }
+}
+
 /// A property's name, borrowed from the payload where no escape is in it.
 #[derive(PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(transparent)]

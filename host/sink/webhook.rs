@@ -35,8 +35,8 @@ use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHO
 use url::Url;
 
 use super::address::is_public;
-use super::options::{Options, excerpt};
 use super::cloudevent::{self, Message, Mode};
+use super::options::{Options, excerpt};
 use super::{Kind, Shape, Sink, SinkError, Track};
 use crate::model::{Delivery, Outcome};
 

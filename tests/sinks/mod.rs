@@ -4,6 +4,7 @@
 mod mqtt;
 mod mysql;
 mod object_store;
+mod webhook;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -16,10 +17,7 @@ use chainweir::sink::{KINDS, Open, Sink, SinkError, Track};
 
 use crate::harness::nats::Nats;
 use crate::harness::postgres::Postgres;
-use crate::harness::receiver::{Answer, Receiver};
 use crate::harness::until;
-
-const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 
 async fn open(kind: &str, table: &str, base: &Path) -> Result<Arc<dyn Sink>, SinkError> {
     let kind = KINDS.iter().find(|k| k.name == kind).expect("the kind is in the list");
@@ -643,122 +641,6 @@ async fn a_row_that_sqlite_refuses_is_refused_alone_and_a_mark_stays() {
         .map(Result::unwrap)
         .collect();
     assert_eq!(marked, [(1, None), (3, Some(5)), (4, None)]);
-}
-
-async fn webhook(receiver: &Receiver, more: &str) -> Arc<dyn Sink> {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("secret"), SECRET).unwrap();
-    let table = format!("url = '{}'\nsecret_file = 'secret'\nallow_private = true\n{more}", receiver.url());
-    open("webhook", &table, folder.path()).await.unwrap()
-}
-
-async fn post(sink: &dyn Sink) -> Outcome {
-    let outcome = sink.deliver(&track(), &applies(1..=1)).await.remove(0);
-    let (Outcome::Retry { why, .. } | Outcome::Refused { why }) = &outcome else { return outcome };
-    assert!(!why.contains(&SECRET[6..]) && !why.contains("hush-hush"), "{why}");
-    outcome
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_webhook_is_signed_and_a_repeat_has_the_same_id() {
-    let receiver = Receiver::start().await;
-    let sink = webhook(&receiver, "headers = { X-Shop = 'hush-hush' }").await;
-    receiver.script([Answer::Status(503), Answer::Full(200, vec![], b"thanks".to_vec())]);
-    assert!(matches!(post(&*sink).await, Outcome::Retry { .. }));
-    assert_eq!(post(&*sink).await, Outcome::Delivered);
-    let got = receiver.wait_for(2).await;
-    for request in &got {
-        request.verify(SECRET);
-        assert_eq!(request.header("content-type"), "application/cloudevents+json; charset=utf-8");
-        assert_eq!(request.header("user-agent"), concat!("chainweir/", env!("CARGO_PKG_VERSION")));
-        assert_eq!(request.header("x-shop"), "hush-hush");
-        assert_eq!(request.header("webhook-id"), request.event()["id"]);
-        assert_eq!(request.event()["data"]["value"], MAX);
-    }
-    assert_eq!(got[0].header("webhook-id"), got[1].header("webhook-id"));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn every_answer_of_a_receiver_has_its_outcome() {
-    let receiver = Receiver::start().await;
-    let sink = webhook(&receiver, "").await;
-    for status in [200, 201, 202, 204, 299] {
-        receiver.script([Answer::Status(status)]);
-        assert_eq!(post(&*sink).await, Outcome::Delivered, "{status}");
-    }
-    for status in [400, 410, 413, 415, 422] {
-        receiver.script([Answer::Full(status, vec![], b"no\x1b[2J thanks".to_vec())]);
-        let Outcome::Refused { why } = post(&*sink).await else { panic!("{status}") };
-        assert!(why.contains(&status.to_string()) && why.contains(r"no\u{1b}[2J thanks"), "{why}");
-    }
-    for status in [304, 401, 403, 404, 405, 408, 409, 425, 429, 431, 500, 502, 503, 504, 599] {
-        receiver.script([Answer::Status(status)]);
-        let outcome = post(&*sink).await;
-        assert!(matches!(&outcome, Outcome::Retry { after: None, .. }), "{status}: {outcome:?}");
-    }
-    for (said, wait) in [("7", 7), ("100000", 3600)] {
-        receiver.script([Answer::Full(429, vec![("retry-after", said.into())], vec![])]);
-        let outcome = post(&*sink).await;
-        assert!(
-            matches!(&outcome, Outcome::Retry { after: Some(after), .. } if after.as_secs() == wait),
-            "{outcome:?}"
-        );
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_redirect_is_not_followed() {
-    let (receiver, elsewhere) = (Receiver::start().await, Receiver::start().await);
-    let sink = webhook(&receiver, "").await;
-    for status in [301, 302, 303, 307, 308] {
-        receiver.script([Answer::Full(status, vec![("location", elsewhere.url())], vec![])]);
-        let outcome = post(&*sink).await;
-        assert!(matches!(&outcome, Outcome::Retry { why, .. } if why.contains("not followed")), "{outcome:?}");
-    }
-    assert_eq!((receiver.received().len(), elsewhere.received().len()), (5, 0));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_receiver_that_hangs_or_never_ends_is_left_in_time() {
-    let receiver = Receiver::start().await;
-    let sink = webhook(&receiver, "timeout_ms = 400").await;
-    // (what it does, whether that is a delivery, the longest that we may take)
-    for (answer, delivered, longest_ms) in [
-        (Answer::Hang, false, 2_000),
-        (Answer::Slow(Duration::from_secs(20), 200), false, 2_000),
-        (Answer::Close, false, 2_000),
-        (Answer::Stall(500), false, 2_000),
-        (Answer::Endless(500), false, 2_000),
-        (Answer::Stall(200), true, 2_000),
-        (Answer::Endless(200), true, 2_000),
-    ] {
-        receiver.script([answer.clone()]);
-        let start = Instant::now();
-        let outcome = post(&*sink).await;
-        let took = start.elapsed();
-        assert_eq!(outcome == Outcome::Delivered, delivered, "{answer:?}: {outcome:?}");
-        assert!(matches!(outcome, Outcome::Delivered | Outcome::Retry { .. }), "{answer:?}: {outcome:?}");
-        assert!(took < Duration::from_millis(longest_ms), "{answer:?}: {took:?}");
-        if let (Answer::Endless(500), Outcome::Retry { why, .. }) = (&answer, &outcome) {
-            assert!(why.len() < 500, "{why}");
-        }
-    }
-    let port = receiver.stop().await;
-    assert!(matches!(post(&*sink).await, Outcome::Retry { .. }));
-    let receiver = Receiver::start_on(port).await;
-    assert_eq!(post(&*sink).await, Outcome::Delivered);
-    receiver.wait_for(1).await[0].verify(SECRET);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_private_receiver_needs_leave() {
-    let receiver = Receiver::start().await;
-    let table = |more: &str| format!("url = '{}'\n{more}", receiver.url());
-    let told = why(open("webhook", &table(""), Path::new(".")).await.err().unwrap());
-    assert!(told.contains("127.0.0.1") && told.contains("allow_private = true"), "{told}");
-    let sink = open("webhook", &table("allow_private = true"), Path::new(".")).await.unwrap();
-    assert_eq!(post(&*sink).await, Outcome::Delivered);
-    assert_eq!(receiver.received()[0].header("webhook-signature"), "", "without a secret nothing is signed");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,9 +11,10 @@ use crate::shell::{cargo, command, quiet, run as show, tools, which};
 
 const TARGET: &str = "wasm32-unknown-unknown";
 /// The real anvil, and the compiler of tests/contracts. Another version of either is another corpus.
-const NPM: &[(&str, &str)] = &[("@foundry-rs/anvil", "1.7.1"), ("solc", "0.8.37")];
-/// An S3 server for the object store's tests, into `target/tools/python`.
-const PYTHON: &[(&str, &str)] = &[("moto[s3]", "5.2.5"), ("flask", "3.1.2"), ("flask-cors", "6.0.1")];
+const NPM: &[(&str, &str)] = &[("@foundry-rs/anvil", "1.7.1"), ("solc", "0.8.37"), ("standardwebhooks", "1.1.1")];
+/// An S3 server for the object store's tests, and the library that a receiver of webhooks would use.
+const PYTHON: &[(&str, &str)] =
+    &[("moto[s3]", "5.2.5"), ("flask", "3.1.2"), ("flask-cors", "6.0.1"), ("standardwebhooks", "1.1.0")];
 /// What must be there, and the package of Debian and Ubuntu that brings it.
 const APT: &[(&str, &str, &str)] = &[
     ("nats-server", "nats-server", "the NATS sink's tests"),
@@ -24,7 +25,7 @@ const APT: &[(&str, &str, &str)] = &[
     ("node", "nodejs", "the Node.js receiver's test"),
     ("npm", "npm", "everything on a real chain"),
     ("python3", "python3", "the Python receiver's test"),
-    ("pip3", "python3-pip", "the S3 tests"),
+    ("pip3", "python3-pip", "the S3 tests, and one of the webhooks'"),
 ];
 const CARGO_DENY: &str = "0.20.2";
 
@@ -93,7 +94,11 @@ fn python() -> Result<()> {
     let there = |(name, version): &(&str, &str)| {
         let name = name.split('[').next().unwrap_or(name).replace('-', "_");
         fs::read_dir(&folder).is_ok_and(|mut all| {
-            all.any(|e| e.is_ok_and(|e| e.file_name().to_string_lossy().eq_ignore_ascii_case(&format!("{name}-{version}.dist-info"))))
+            all.any(|e| {
+                e.is_ok_and(|e| {
+                    e.file_name().to_string_lossy().eq_ignore_ascii_case(&format!("{name}-{version}.dist-info"))
+                })
+            })
         })
     };
     if PYTHON.iter().all(there) {
