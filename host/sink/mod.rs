@@ -8,6 +8,7 @@
 mod address;
 pub mod cloudevent;
 pub mod file;
+pub mod kafka;
 pub mod mqtt;
 pub mod mysql;
 pub mod nats;
@@ -120,6 +121,7 @@ pub struct Kind {
 pub const KINDS: &[Kind] = &[
     webhook::KIND,
     nats::KIND,
+    kafka::KIND,
     mqtt::KIND,
     postgres::KIND,
     mysql::KIND,

@@ -1,6 +1,7 @@
 //! What every sink promises, asked of every kind against the real server: order, nothing lost, nothing doubled, and a
 //! reason without a secret when it cannot.
 
+mod kafka;
 mod mqtt;
 mod mysql;
 mod object_store;
