@@ -44,6 +44,10 @@ pub const KIND: Kind = Kind {
         ("message_max_bytes", "largest message, as the topic's max.message.bytes; 1000000"),
         ("batch", "most messages in one transaction; 500"),
         (
+            "tail",
+            "messages at each partition's end that are read back after a start or an error; more than batch; 1000",
+        ),
+        (
             "security_protocol",
             "plaintext, ssl, sasl_plaintext or sasl_ssl; ssl is in builds with the feature kafka-tls; plaintext",
         ),
@@ -59,9 +63,6 @@ pub const KIND: Kind = Kind {
     open: |open| Box::pin(async move { Ok(Arc::new(Kafka::open(open)?) as Arc<dyn Sink>) }),
 };
 
-/// So many of a partition's last messages are read back. Those of a batch and of the lane's last notes must be among them, with what
-/// others wrote meanwhile.
-const TAIL: i64 = 5_000;
 /// `{journal} {delivery id}`: on every message, whatever the content mode.
 const OURS: &str = "chainweir";
 const LONGEST_TOPIC: usize = 249;
@@ -86,6 +87,7 @@ struct Settings {
     id: String,
     largest: usize,
     batch: usize,
+    tail: i64,
     timeout: Duration,
 }
 
@@ -101,7 +103,7 @@ struct Known {
     position: Option<u64>,
     group: ConsumerGroupMetadata,
     ids: HashSet<String>,
-    /// The ids before those: the newest `TAIL` are remembered, and at most twice as many.
+    /// The ids before those.
     older: HashSet<String>,
 }
 
@@ -110,8 +112,9 @@ impl Known {
         self.ids.contains(id) || self.older.contains(id)
     }
 
-    fn add(&mut self, id: String) {
-        if self.ids.len() as i64 >= TAIL {
+    /// Remembers the newest `most`, and at most twice as many.
+    fn add(&mut self, id: String, most: usize) {
+        if self.ids.len() >= most {
             self.older = std::mem::take(&mut self.ids);
         }
         self.ids.insert(id);
@@ -174,6 +177,8 @@ impl Kafka {
         }
         let timeout_ms = options.number("timeout_ms", 10_000, 1_000..=300_000)?;
         let largest = options.number("message_max_bytes", 1_000_000, 1_000..=1_000_000_000)?;
+        let batch = options.number("batch", 500, 1..=10_000)?;
+        let tail = options.number("tail", batch.max(500) * 2, batch + 1..=1_000_000)?;
         let linger_ms = options.number("linger_ms", 5, 0..=900)?;
         let transactions = options.flag("transactions", true)?;
         let id = options.text("transactional_id")?;
@@ -225,11 +230,12 @@ impl Kafka {
             transactions,
             id,
             largest: largest as usize,
-            batch: options.number("batch", 500, 1..=10_000)? as usize,
+            batch: batch as usize,
+            tail: tail as i64,
             timeout: Duration::from_millis(timeout_ms),
         };
-        // Certificates and keys are looked at now, nothing is connected yet.
-        settings.producer().map_err(|error| options.refused(&error.to_string()))?;
+        // Nothing is connected yet, so a certificate is looked into later.
+        settings.producer.create_native_config().map_err(|error| options.refused(&error.to_string()))?;
         Ok(Self { settings: Arc::new(settings), link: Arc::default() })
     }
 
@@ -306,10 +312,11 @@ fn security(options: &Options, client: &mut ClientConfig) -> Result<(), SinkErro
 }
 
 impl Settings {
-    fn producer(&self) -> Result<Link, KafkaError> {
-        let (ear, answers) = ear();
-        let producer = self.producer.create_with_context(ear)?;
-        Ok(Link { producer, answers, tracks: HashMap::new() })
+    /// librdkafka will not make a client: a certificate or a key is none.
+    fn unmade(&self, error: &KafkaError) -> SinkError {
+        SinkError::Refused {
+            why: format!("output.{}: {error}; check ca_file, certificate_file and key_file", self.name),
+        }
     }
 
     fn judge(&self, what: &str, error: &KafkaError, ear: &Ear) -> SinkError {
@@ -353,7 +360,9 @@ impl Settings {
 
     fn connected<'a>(&self, slot: &'a mut Option<Link>) -> Result<&'a mut Link, SinkError> {
         if slot.is_none() {
-            let link = self.producer().map_err(|error| SinkError::Again { why: format!("{}: {error}", self.place) })?;
+            let (ear, answers) = ear();
+            let producer = self.producer.create_with_context(ear).map_err(|error| self.unmade(&error))?;
+            let link = Link { producer, answers, tracks: HashMap::new() };
             if self.transactions {
                 // Ends what a producer of the same id left open, and fences it off.
                 let begun = link.producer.init_transactions(self.timeout);
@@ -391,9 +400,7 @@ impl Settings {
             .set("enable.auto.commit", "false")
             .set("enable.partition.eof", "true")
             .set("fetch.wait.max.ms", "10");
-        let consumer: BaseConsumer<Ear> = config
-            .create_with_context(ear)
-            .map_err(|error| SinkError::Again { why: format!("{}: {error}", self.place) })?;
+        let consumer: BaseConsumer<Ear> = config.create_with_context(ear).map_err(|error| self.unmade(&error))?;
         let told = |error: KafkaError| {
             self.judge(&format!("reading back the topic {topic} as the group {group}"), &error, consumer.context())
         };
@@ -419,17 +426,19 @@ impl Settings {
             let (first, end) = consumer.fetch_watermarks(&topic, partition, self.timeout).map_err(told)?;
             if end > first {
                 ends.insert(partition, end);
-                let from = Offset::Offset(first.max(end - TAIL));
+                let from = Offset::Offset(first.max(end - self.tail));
                 list.add_partition_offset(&topic, partition, from).map_err(told)?;
             }
         }
         consumer.assign(&list).map_err(told)?;
         let group = consumer.group_metadata().ok_or_else(|| told(KafkaError::Canceled))?;
         let mut known = Known { position, group, ids: HashSet::new(), older: HashSet::new() };
-        let deadline = Instant::now() + self.timeout;
+        // It may be long, but not stand still.
+        let mut deadline = Instant::now() + self.timeout;
         while !ends.is_empty() {
             match consumer.poll(deadline.saturating_duration_since(Instant::now())) {
                 Some(Ok(message)) => {
+                    deadline = Instant::now() + self.timeout;
                     let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
                     let said = headers.filter(|header| header.key == OURS).find_map(|header| header.value);
                     if let Some((journal, id)) =
@@ -589,7 +598,7 @@ impl Settings {
         }
         for (id, outcome) in ids.into_iter().zip(&outcomes) {
             if *outcome == Outcome::Delivered {
-                known.add(id);
+                known.add(id, self.tail as usize);
             }
         }
         Ok(outcomes)

@@ -229,6 +229,12 @@ async fn a_new_start_in_the_middle_of_a_batch_goes_on_where_the_topic_ends() {
         // As a lane whose last notes were lost with the process.
         deliver_to_the_end(&*sink, &applies(4..=15)).await;
         assert_eq!(cluster.log().await, of(1..=15));
+        // What another journal has sent is none of ours.
+        let table = format!("bootstrap_servers = '{}'\n{settings}", cluster.servers).parse().unwrap();
+        let kind = KINDS.iter().find(|kind| kind.name == "kafka").unwrap();
+        let open = Open { name: track().output, table, base: ".".into(), journal: "journal-2".into() };
+        deliver_to_the_end(&*(kind.open)(open).await.unwrap(), &applies(14..=16)).await;
+        assert_eq!(cluster.log().await, of((1..=15).chain(14..=16)));
     }
 }
 
