@@ -29,8 +29,10 @@ pub fn init(config: &LogConfig) -> Result<(), String> {
         Ok(_) | Err(std::env::VarError::NotPresent) => ("[log] level", config.level.clone()),
         Err(std::env::VarError::NotUnicode(_)) => return Err("the environment variable RUST_LOG is not UTF-8".into()),
     };
-    // What these say of a connection that is cut is said by the source, once and with the provider's name.
-    let quiet = if filter.contains("alloy") { "" } else { ",alloy_pubsub=off,alloy_transport_ws=off" };
+    // What these say of a connection that is cut, or of a message that came back, is said by the source and the sink, once
+    // and with the provider's or the output's name.
+    let quiet = [("alloy", ",alloy_pubsub=off,alloy_transport_ws=off"), ("lapin", ",lapin=off")];
+    let quiet: String = quiet.iter().filter(|(name, _)| !filter.contains(name)).map(|(_, off)| *off).collect();
     let parsed = EnvFilter::try_new(format!("{filter}{quiet}"));
     let filter = parsed.map_err(|e| {
         format!("{from} = \"{filter}\" is not a log filter ({e}); write for example info or chainweir=debug,info")

@@ -189,7 +189,7 @@ fn every_mistake_has_its_place_and_the_right_word() {
         (
             "[output.o]\nattempts = 1.5\n",
             &[
-                "c.toml:3:9: [output.o] needs a 'type': webhook, nats, kafka, mqtt, postgres, mysql, sqlite, file, stdout",
+                "c.toml:3:9: [output.o] needs a 'type': webhook, nats, kafka, mqtt, rabbitmq, redis, postgres, mysql, sqlite, file, object_store, stdout",
                 "c.toml:4:12: 'attempts' in [output.o]: expected a number, found a number with a fraction",
             ],
         ),

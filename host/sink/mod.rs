@@ -16,6 +16,8 @@ pub mod object_store;
 mod options;
 mod parquet;
 pub mod postgres;
+pub mod rabbitmq;
+pub mod redis;
 pub mod sqlite;
 pub mod stdout;
 mod table;
@@ -123,6 +125,8 @@ pub const KINDS: &[Kind] = &[
     nats::KIND,
     kafka::KIND,
     mqtt::KIND,
+    rabbitmq::KIND,
+    redis::KIND,
     postgres::KIND,
     mysql::KIND,
     sqlite::KIND,

@@ -71,18 +71,7 @@ impl Postgres {
     /// Restarts with TLS, with a certificate for `localhost` that is its own authority; returns its file. `None`, with a line that says
     /// what to install, where there is no `openssl`.
     pub async fn encrypt(&mut self) -> Option<PathBuf> {
-        let (key, certificate) = (self.folder.path().join("tls.key"), self.folder.path().join("tls.pem"));
-        let mut openssl = Command::new("openssl");
-        openssl.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]);
-        openssl.args(["-addext", "subjectAltName=DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE"]);
-        openssl.arg("-keyout").arg(&key).arg("-out").arg(&certificate);
-        match openssl.stderr(Stdio::null()).status() {
-            Ok(made) if made.success() => {}
-            _ => {
-                eprintln!("SKIPPED: no openssl; install it by: apt-get install -y openssl");
-                return None;
-            }
-        }
+        let (key, certificate) = super::servers::certificate(self.folder.path())?;
         if let Some((uid, gid)) = self.owner {
             std::os::unix::fs::chown(&key, Some(uid), Some(gid)).expect("root may give a file away");
         }

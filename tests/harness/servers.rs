@@ -85,6 +85,60 @@ impl Server {
         Self::start("python3", "python3", command, "-KILL", &[]).await
     }
 
+    /// Does not wait until it answers: it listens before.
+    pub async fn rabbitmq(settings: &[&str]) -> Option<Self> {
+        let command = |folder: &Path, port: u16| {
+            let settings = std::fs::read_to_string(folder.join("settings")).unwrap_or_default();
+            let (key, certificate) = tls(folder);
+            let listeners = if key.exists() {
+                format!(
+                    "listeners.tcp = none\nlisteners.ssl.default = 127.0.0.1:{port}\nssl_options.keyfile = {}\n\
+                     ssl_options.certfile = {}",
+                    key.display(),
+                    certificate.display()
+                )
+            } else {
+                format!("listeners.tcp.default = 127.0.0.1:{port}")
+            };
+            let config = format!("{listeners}\ndefault_user = {USER}\ndefault_pass = {PASSWORD}\n{settings}");
+            std::fs::write(folder.join("rabbitmq.conf"), config).expect("a file in the temporary folder");
+            std::fs::write(folder.join("plugins"), "[].").expect("a file in the temporary folder");
+            let mut command = rabbitmq("rabbitmq-server", folder, port);
+            command.env("RABBITMQ_NODE_PORT", port.to_string());
+            command.env("RABBITMQ_DIST_PORT", super::free_port().to_string());
+            command
+        };
+        let mut server = Self::new("rabbitmq-server", "rabbitmq-server", command, "-KILL", &[])?;
+        std::fs::write(server.folder.path().join("settings"), settings.join("\n")).expect("a file in the folder");
+        server.restart().await;
+        Some(server)
+    }
+
+    pub fn rabbitmqctl(&self, arguments: &[&str]) {
+        let mut command = rabbitmq("rabbitmqctl", self.folder(), self.port);
+        let done = command.args(arguments).stdout(Stdio::null()).status().expect("rabbitmqctl runs");
+        assert!(done.success(), "{arguments:?}");
+    }
+
+    /// Appends every change to a file before it answers.
+    pub async fn redis(more: &[&str]) -> Option<Self> {
+        let command = |folder: &Path, port: u16| {
+            let mut command = Command::new("redis-server");
+            let (key, certificate) = tls(folder);
+            let port = port.to_string();
+            if key.exists() {
+                command.args(["--port", "0", "--tls-port", &port, "--tls-auth-clients", "no", "--tls-key-file"]);
+                command.arg(key).arg("--tls-cert-file").arg(certificate);
+            } else {
+                command.args(["--port", &port]);
+            }
+            command.args(["--bind", "127.0.0.1", "--save", ""]);
+            command.args(["--appendonly", "yes", "--appendfsync", "always"]).arg("--dir").arg(folder);
+            command
+        };
+        Self::start("redis-server", "redis-server", command, "-KILL", more).await
+    }
+
     fn new(
         program: &str,
         package: &str,
@@ -114,6 +168,13 @@ impl Server {
         let mut server = Self::new(program, package, command, signal, more)?;
         server.restart().await;
         Some(server)
+    }
+
+    /// Starts anew, with TLS alone: the certificate. For those whose command looks for it.
+    pub async fn encrypt(&mut self) -> Option<PathBuf> {
+        let (_, certificate) = certificate(self.folder())?;
+        self.restart().await;
+        Some(certificate)
     }
 
     pub fn folder(&self) -> &Path {
@@ -150,6 +211,46 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Where [`certificate`] puts the key and the certificate.
+fn tls(folder: &Path) -> (PathBuf, PathBuf) {
+    (folder.join("tls.key"), folder.join("tls.pem"))
+}
+
+/// A key and a certificate for `localhost` that nobody vouches for.
+pub fn certificate(folder: &Path) -> Option<(PathBuf, PathBuf)> {
+    let (key, certificate) = tls(folder);
+    let mut openssl = Command::new("openssl");
+    openssl.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]);
+    openssl.args(["-addext", "subjectAltName=DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE"]);
+    openssl.arg("-keyout").arg(&key).arg("-out").arg(&certificate);
+    match openssl.stderr(Stdio::null()).status() {
+        Ok(made) if made.success() => Some((key, certificate)),
+        _ => {
+            eprintln!("SKIPPED: no openssl; install it by: apt-get install -y openssl");
+            None
+        }
+    }
+}
+
+/// One of RabbitMQ's scripts for the node of this folder. Those in the PATH are for the system's own node alone.
+fn rabbitmq(script: &str, folder: &Path, port: u16) -> Command {
+    let mut command = Command::new(Path::new("/usr/lib/rabbitmq/bin").join(script));
+    let files = [
+        ("HOME", ""),
+        ("RABBITMQ_CONFIG_FILE", "rabbitmq.conf"),
+        ("RABBITMQ_CONF_ENV_FILE", "none"),
+        ("RABBITMQ_ENABLED_PLUGINS_FILE", "plugins"),
+        ("RABBITMQ_FEATURE_FLAGS_FILE", "feature_flags"),
+        ("RABBITMQ_GENERATED_CONFIG_DIR", "generated"),
+        ("RABBITMQ_LOG_BASE", "log"),
+        ("RABBITMQ_MNESIA_BASE", "mnesia"),
+        ("RABBITMQ_PID_FILE", "pid"),
+    ];
+    command.envs(files.map(|(name, file)| (name, folder.join(file))));
+    command.env("RABBITMQ_NODENAME", format!("weir{port}@localhost"));
+    command
 }
 
 fn find(program: &str, package: &str) -> Option<PathBuf> {

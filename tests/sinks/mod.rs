@@ -5,6 +5,8 @@ mod kafka;
 mod mqtt;
 mod mysql;
 mod object_store;
+mod rabbitmq;
+mod redis;
 mod webhook;
 
 use std::collections::BTreeSet;

@@ -17,10 +17,14 @@ const PYTHON: &[(&str, &str)] =
     &[("moto[s3]", "5.2.5"), ("flask", "3.1.2"), ("flask-cors", "6.0.1"), ("standardwebhooks", "1.1.0")];
 /// What must be there, and the package of Debian and Ubuntu that brings it.
 const APT: &[(&str, &str, &str)] = &[
+    ("make", "make", "librdkafka, and with it everything"),
+    ("c++", "g++", "librdkafka, and with it everything"),
     ("nats-server", "nats-server", "the NATS sink's tests"),
     ("postgres", "postgresql", "the PostgreSQL sink's tests"),
     ("mariadbd", "mariadb-server", "the MySQL sink's tests"),
     ("mosquitto", "mosquitto", "the MQTT sink's tests"),
+    ("rabbitmq-server", "rabbitmq-server", "the RabbitMQ sink's tests"),
+    ("redis-server", "redis-server", "the Redis sink's tests"),
     ("php", "php-cli", "the PHP receiver's test"),
     ("node", "nodejs", "the Node.js receiver's test"),
     ("npm", "npm", "everything on a real chain"),
