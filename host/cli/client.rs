@@ -30,6 +30,11 @@ pub struct Client {
 const NEXT: &str = "start it with 'chainweir run', or say where it listens with --url http://HOST:PORT";
 
 impl Where {
+    /// For a command whose own `--config` is something else.
+    pub fn at(url: Option<String>) -> Self {
+        Self { url, config: "chainweir.toml".into() }
+    }
+
     pub fn client(&self) -> anyhow::Result<Client> {
         let base = match &self.url {
             Some(url) => url.trim_end_matches('/').to_owned(),

@@ -40,8 +40,9 @@ pub struct Args {
     /// Most deliveries a second, beside what comes live
     #[arg(long, default_value_t = 100, requires = "stream")]
     pace: u32,
-    #[command(flatten)]
-    at: Where,
+    /// Address of the running process; by default [http].listen of chainweir.toml
+    #[arg(long, value_name = "URL", requires = "stream")]
+    url: Option<String>,
 }
 
 /// CloudEvents on stdout, one a line; reorgs in the recording give retractions.
@@ -50,7 +51,7 @@ pub async fn run(args: Args) -> anyhow::Result<Exit> {
         let order = json!({
             "stream": stream.to_string(), "from": from, "to": args.until, "chain": args.chain, "pace": args.pace
         });
-        println!("{}", args.at.client()?.post(&format!("/outputs/{to}/replay"), Some(&order)).await?);
+        println!("{}", Where::at(args.url).client()?.post(&format!("/outputs/{to}/replay"), Some(&order)).await?);
         return Ok(Exit::Done);
     }
     let mut out = std::io::BufWriter::new(std::io::stdout());

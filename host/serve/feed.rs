@@ -1,4 +1,5 @@
-//! Streams as feeds. `journal -> merge -> feed -> reader`, by pages with a long poll, or as server-sent events.
+//! Streams as feeds. `journal -> merge -> feed -> reader`, by pages with a long poll, as server-sent events, over a WebSocket
+//! (`socket`), or whole (`download`).
 //!
 //! The cursor is the journal's offset. It means the same after a restart, and everything behind it has been given.
 //! A feed has no memory of its readers and buffers nothing for them: the next entries are read when the connection
@@ -7,10 +8,13 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt::Write;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -21,8 +25,9 @@ use tokio::time::Instant;
 use super::merge::{Ask, Page, Read, last_offset, read};
 use super::params::{Params, nearest, number};
 use super::{App, Problem};
+use super::{download, socket};
 use crate::journal::TrackInfo;
-use crate::model::{ChainId, Status, StreamId};
+use crate::model::{ChainId, Status, StreamId, StreamSpec};
 
 const LIMIT_DEFAULT: usize = 100;
 const LIMIT_MOST: usize = 1000;
@@ -33,7 +38,7 @@ const PAGE_BYTES: usize = 8 << 20;
 const SSE_EVENTS: usize = 64;
 const SSE_BYTES: usize = 256 << 10;
 /// Proxies and phones give up on a connection that is silent for 30 s and more.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// One stream as `GET /streams` lists it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -103,12 +108,20 @@ pub(super) async fn stream(
     Path(name): Path<String>,
     headers: HeaderMap,
     uri: Uri,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
-    let params = Params::of(&uri, &["after", "limit", "wait", "chain"])?;
-    let limit = params.number("limit", "a number of events, 1 to 1000", 1..=LIMIT_MOST, LIMIT_DEFAULT)?;
+    let known = &["after", "limit", "wait", "chain", "lane_key", "from_block", "to_block", "format"];
+    let params = Params::of(&uri, known)?;
+    let format = Format::of(&params, &headers)?;
+    let (most, default) = match format {
+        Format::Ndjson => (usize::MAX, usize::MAX),
+        Format::Parquet => (download::MOST_ROWS, download::MOST_ROWS),
+        Format::Json | Format::Events => (LIMIT_MOST, LIMIT_DEFAULT),
+    };
+    let limit = params.number("limit", &format!("a number of events, 1 to {most}"), 1..=most, default)?;
     let wait = params.number("wait", "a number of seconds, 0 to 60", 0..=WAIT_MOST_S, 0)?;
     let chain = params.text("chain").map(chain_id).transpose()?;
-    let events = wants_events(&headers);
+    let events = format == Format::Events;
     // EventSource sends it when it connects again, with the address it was made with.
     let resumed = headers.get("last-event-id").filter(|id| events && !id.is_empty());
     let after = match resumed {
@@ -140,21 +153,81 @@ pub(super) async fn stream(
         let why = "too many feeds are open at once; close some, or ask again later";
         Problem(StatusCode::SERVICE_UNAVAILABLE, why.into())
     };
+    let (lane_key, blocks) = (params.text("lane_key").map(str::to_owned), blocks(&params)?);
+    let ask = |limit, bytes| {
+        let (stream, lane_key, blocks) = (stream.clone(), lane_key.clone(), blocks.clone());
+        Ask { stream, chain, lane_key, blocks, limit, bytes }
+    };
+    if headers.contains_key(header::UPGRADE) {
+        let upgrade = upgrade.map_err(|error| Problem::bad(format!("not a WebSocket that is understood: {error}")))?;
+        return Ok(socket::open(upgrade, app, ask(SSE_EVENTS, SSE_BYTES), after, place.map_err(full)?));
+    }
     if events {
-        let ask = Ask { stream, chain, limit: SSE_EVENTS, bytes: SSE_BYTES };
+        let ask = ask(SSE_EVENTS, SSE_BYTES);
         return Ok(Sse { app, ask, after, state: SseState::Begin, _place: place.map_err(full)? }.into_response());
     }
+    match format {
+        Format::Ndjson => {
+            return Ok(download::lines(app, ask(LIMIT_MOST, PAGE_BYTES), after, limit, last, place.map_err(full)?));
+        }
+        Format::Parquet => {
+            let bare = || StreamSpec { name: stream.stream.clone(), description: String::new(), schema: None };
+            let spec = tracks.iter().find(|t| t.stream == stream).map_or_else(bare, |t| t.spec.clone());
+            // A file takes its time to make: it has a place as those have who wait.
+            let _place = place.map_err(full)?;
+            return download::parquet(&app, &ask(limit, download::MOST_BYTES), after, spec).await;
+        }
+        Format::Json | Format::Events => {}
+    }
     let place = if wait > 0 { Some(place.map_err(full)?) } else { None };
-    let ask = Ask { stream, chain, limit, bytes: PAGE_BYTES };
+    let ask = ask(limit, PAGE_BYTES);
     let page = poll(&app, &ask, after, Duration::from_secs(wait)).await?;
     drop(place);
     Ok(([(header::CONTENT_TYPE, "application/json")], json(&page)).into_response())
 }
 
-fn wants_events(headers: &HeaderMap) -> bool {
-    let accepts = headers.get_all(header::ACCEPT).iter().filter_map(|a| a.to_str().ok());
-    let mut kinds = accepts.flat_map(|a| a.split(',')).filter_map(|k| k.split(';').next());
-    kinds.any(|kind| kind.trim().eq_ignore_ascii_case("text/event-stream"))
+/// How the events are given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    /// A page.
+    Json,
+    Events,
+    /// All that there is, to the end.
+    Ndjson,
+    Parquet,
+}
+
+impl Format {
+    const NAMES: [(&str, &str, Self); 4] = [
+        ("json", "application/json", Self::Json),
+        ("sse", "text/event-stream", Self::Events),
+        ("ndjson", "application/x-ndjson", Self::Ndjson),
+        ("parquet", "application/vnd.apache.parquet", Self::Parquet),
+    ];
+
+    /// By the parameter, which a browser's address can have, or by what is accepted.
+    fn of(params: &Params, headers: &HeaderMap) -> Result<Self, Problem> {
+        if let Some(text) = params.text("format") {
+            let found = Self::NAMES.iter().find(|(name, ..)| *name == text).map(|(.., format)| *format);
+            return found.ok_or_else(|| Problem::bad(format!("format={text}: it takes json, sse, ndjson or parquet")));
+        }
+        let accepts = headers.get_all(header::ACCEPT).iter().filter_map(|a| a.to_str().ok());
+        let mut kinds = accepts.flat_map(|a| a.split(',')).filter_map(|k| k.split(';').next());
+        let found = kinds.find_map(|kind| {
+            let named = Self::NAMES.iter().find(|(_, mime, _)| kind.trim().eq_ignore_ascii_case(mime));
+            named.map(|(.., format)| *format).filter(|format| *format != Self::Json)
+        });
+        Ok(found.unwrap_or(Self::Json))
+    }
+}
+
+fn blocks(params: &Params) -> Result<Option<RangeInclusive<u64>>, Problem> {
+    let end = |key, default| params.number(key, "a block's number", 0..=u64::MAX, default);
+    let (from, to) = (end("from_block", 0)?, end("to_block", u64::MAX)?);
+    if from > to {
+        return Err(Problem::bad(format!("from_block={from} is after to_block={to}")));
+    }
+    Ok((from > 0 || to < u64::MAX).then_some(from..=to))
 }
 
 pub(super) fn chain_id(text: &str) -> Result<ChainId, Problem> {
@@ -210,7 +283,7 @@ async fn poll(app: &App, ask: &Ask, mut after: u64, wait: Duration) -> Result<Pa
     }
 }
 
-async fn read_page(app: &App, ask: &Ask, after: u64) -> Result<Page, Problem> {
+pub(super) async fn read_page(app: &App, ask: &Ask, after: u64) -> Result<Page, Problem> {
     let ask = ask.clone();
     match app.read(move |journal| read(journal, &ask, after)).await? {
         Read::Page(page) => Ok(page),

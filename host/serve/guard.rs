@@ -44,7 +44,8 @@ fn refuse(request: &Request) -> Option<Problem> {
     if matches!(header("sec-fetch-site"), Some(b"cross-site" | b"same-site")) && !navigates {
         return Some(Problem(StatusCode::FORBIDDEN, "another site's page may not ask here".into()));
     }
-    if looks {
+    // A WebSocket is opened by a GET that no browser holds back.
+    if looks && !headers.contains_key(header::UPGRADE) {
         return None;
     }
     if headers.contains_key(header::ORIGIN) {
@@ -54,6 +55,9 @@ fn refuse(request: &Request) -> Option<Problem> {
         if !same {
             return Some(Problem(StatusCode::FORBIDDEN, "another site's page may not ask here".into()));
         }
+    }
+    if looks {
+        return None;
     }
     let is_json = only(headers, header::CONTENT_TYPE)
         .and_then(|t| t.split(';').next())

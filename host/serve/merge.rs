@@ -6,6 +6,7 @@
 //! earlier one), and the smallest of all tracks' next entries first, with every track that has more in hand.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use crate::journal::{Entry, Journal, JournalError, TrackInfo};
@@ -14,26 +15,44 @@ use crate::sink::cloudevent;
 
 /// Entries of a track that are read at once.
 const CHUNK: usize = 64;
+/// Entries that are looked at for one page, where most are left out.
+const LOOKED_AT: usize = 20_000;
 
 /// What is asked of a stream.
 #[derive(Clone, Debug)]
 pub(super) struct Ask {
     pub stream: StreamId,
     pub chain: Option<ChainId>,
+    /// Of this lane key, or of these blocks, alone.
+    pub lane_key: Option<String>,
+    pub blocks: Option<RangeInclusive<u64>>,
     pub limit: usize,
     /// A page ends with the event that reaches this.
     pub bytes: usize,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+impl Ask {
+    fn takes(&self, entry: &Entry) -> bool {
+        self.lane_key.as_ref().is_none_or(|key| *key == entry.lane_key)
+            && self.blocks.as_ref().is_none_or(|blocks| blocks.contains(&entry.block.number))
+    }
+
+    /// Whether `takes` leaves anything out.
+    pub(super) fn is_filtered(&self) -> bool {
+        self.lane_key.is_some() || self.blocks.is_some()
+    }
+}
+
+#[derive(Clone, Debug)]
 pub(super) struct Item {
     pub cursor: u64,
     pub op: Op,
+    pub delivery: Delivery,
     /// The CloudEvent: one line of JSON.
     pub event: Vec<u8>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) struct Page {
     pub items: Vec<Item>,
     /// All of the stream up to here has been given.
@@ -56,7 +75,7 @@ pub(super) fn last_offset(journal: &dyn Journal, tracks: &[TrackInfo]) -> u64 {
 }
 
 /// What is read of a stream at once.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Read {
     Page(Page),
     /// Entries after the cursor have gone: the journal keeps what comes after this one.
@@ -64,7 +83,7 @@ pub(super) enum Read {
 }
 
 /// The entries after an offset, 0 being the first that is kept. Where fewer than `limit` come, it was `bytes` or there are
-/// no more yet; where none come, there are none.
+/// no more yet; where none come, there are none up to `next`.
 pub(super) fn read(journal: &dyn Journal, ask: &Ask, after: u64) -> Result<Read, JournalError> {
     loop {
         let from = if after == 0 { journal.window() } else { after };
@@ -87,10 +106,11 @@ fn page(journal: &dyn Journal, ask: &Ask, after: u64) -> Result<Page, JournalErr
         .filter(ours)
         .map(|track| Source { track, read_to: after, end: track.last_offset.min(tail), waiting: VecDeque::new() })
         .collect();
-    let (mut items, mut bytes, mut last) = (Vec::new(), 0, after);
-    while items.len() < ask.limit && bytes < ask.bytes {
+    let (mut items, mut bytes, mut last, mut looked_at) = (Vec::new(), 0, after, 0);
+    let chunk = if ask.is_filtered() { CHUNK } else { ask.limit.min(CHUNK) };
+    while items.len() < ask.limit && bytes < ask.bytes && looked_at < LOOKED_AT {
         for source in &mut sources {
-            source.refill(journal, ask.limit.min(CHUNK))?;
+            source.refill(journal, chunk)?;
         }
         let first = sources
             .iter_mut()
@@ -99,11 +119,14 @@ fn page(journal: &dyn Journal, ask: &Ask, after: u64) -> Result<Page, JournalErr
         let Some((_, source)) = first else { return Ok(Page { items, next: after.max(tail) }) };
         let entry = source.waiting.pop_front().expect("its first entry was looked at just now");
         let (cursor, op) = (entry.offset, entry.op);
-        let id = DeliveryId::of(entry.emission, None, op);
-        let event = cloudevent::encode(&delivery(id, &source.track.stream, entry));
+        (last, looked_at) = (cursor, looked_at + 1);
+        if !ask.takes(&entry) {
+            continue;
+        }
+        let delivery = delivery(DeliveryId::of(entry.emission, None, op), &source.track.stream, entry);
+        let event = cloudevent::encode(&delivery);
         bytes += event.len();
-        last = cursor;
-        items.push(Item { cursor, op, event });
+        items.push(Item { cursor, op, delivery, event });
     }
     Ok(Page { items, next: last })
 }

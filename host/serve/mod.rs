@@ -9,12 +9,14 @@
 //! browser on the same machine would let in.
 
 mod admin;
+mod download;
 mod feed;
 mod guard;
 mod merge;
 mod page;
 mod params;
 mod sets;
+mod socket;
 #[cfg(test)]
 mod tests;
 mod transactions;
@@ -136,6 +138,7 @@ async fn serve_connection(
             .header_read_timeout(HEAD_READ)
             .max_buf_size(BUFFER_BYTES)
             .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
     );
     let stopped = async { stopping.wait_for(|s| *s).await.is_ok() };
     let ended = tokio::select! {

@@ -31,6 +31,9 @@ use futures::future::BoxFuture;
 
 use crate::model::{ChainId, Delivery, Outcome, OutputName, StreamId, StreamSpec};
 use options::Options;
+/// For whoever shows a stream as a table.
+pub(crate) use parquet::file as parquet_file;
+pub(crate) use table::{Layout, Retract};
 
 /// Why a sink cannot be used, named by what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -31,7 +31,7 @@ pub const KIND: Kind = Kind {
         ("tls", "true: refuse a connection without TLS, and check the server's certificate; false"),
         ("ca_file", "PEM file with the certificate authorities to trust, with tls"),
         ("table", "name of a stream's table, with {plugin} and {stream}; {plugin}_{stream}"),
-        ("retract", "delete or mark the row of a retracted emission; delete"),
+        ("retract", "delete or mark the row of a retracted emission, or append a row that says so; delete"),
         ("batch", "most rows in one transaction; 1000"),
         ("timeout_ms", "time for a transaction; 30000"),
     ],
@@ -168,7 +168,7 @@ impl MySql {
         if let Some((other, _)) = taken.iter().find(|(other, table)| table.bare == bare && *other != stream) {
             return Err(self.refused(&table::shared(stream, other, &bare)));
         }
-        let layout = Layout::of(spec);
+        let layout = Layout::of(spec, self.retract);
         let columns = layout.columns.iter().map(|column| quoted(&column.name)).collect::<Vec<_>>().join(", ");
         let insert = format!("INSERT INTO {} ({columns}) VALUES ", quoted(&bare));
         Ok(Table { bare, layout, insert })
@@ -190,7 +190,7 @@ impl MySql {
         if self.retract == Retract::Mark {
             wanted.push(table::Column { name: table::RETRACTED.into(), sort: Sort::Integer });
         }
-        let define = |column: &table::Column| match column.name == table::KEY {
+        let define = |column: &table::Column| match column.name == table.layout.key() {
             true => format!("{} varchar(64) NOT NULL PRIMARY KEY", quoted(&column.name)),
             false => format!("{} {}", quoted(&column.name), type_of(column.sort)),
         };
@@ -199,8 +199,13 @@ impl MySql {
             Some(format!("CREATE TABLE {} ({columns}) {TABLE_OPTIONS}", quoted(&table.bare)))
         } else {
             let has: Vec<_> = has.into_iter().map(|(name, kind)| (name, whole(&kind).to_owned())).collect();
-            let others: Vec<_> = wanted.iter().filter(|column| column.name != table::KEY).cloned().collect();
-            let missing = table::missing(&others, &has, type_of, &table.bare).map_err(|why| self.refused(&why))?;
+            // A key is a varchar, and no text of any length.
+            let key = table.layout.key();
+            let has: Vec<_> = has
+                .into_iter()
+                .map(|(name, kind)| if name == key { (name, type_of(Sort::Text).into()) } else { (name, kind) })
+                .collect();
+            let missing = table::missing(&wanted, &has, type_of, &table.bare).map_err(|why| self.refused(&why))?;
             let adds = missing.iter().map(|column| format!("ADD COLUMN {}", define(column))).collect::<Vec<_>>();
             (!adds.is_empty()).then(|| format!("ALTER TABLE {} {}", quoted(&table.bare), adds.join(", ")))
         };
@@ -274,8 +279,8 @@ impl MySql {
         op: Op,
         run: &[usize],
     ) -> Result<Vec<Refused>, Fault> {
-        let (name, key) = (quoted(&table.bare), quoted(table::KEY));
-        if op == Op::Apply {
+        let (name, key) = (quoted(&table.bare), quoted(table.layout.key()));
+        if op == Op::Apply || table.layout.appends() {
             let (rows, refused) = table::rows(batch, run, &table.layout);
             let end = format!(" ON DUPLICATE KEY UPDATE {key} = {key}");
             let mut statement = String::new();
@@ -295,7 +300,7 @@ impl MySql {
             let delivery = &batch[*index];
             let (emission, mark) = (delivery.emission.id, quoted(table::RETRACTED));
             let statement = match self.retract {
-                Retract::Delete => format!("DELETE FROM {name} WHERE {key} = '{emission}'"),
+                Retract::Delete | Retract::Append => format!("DELETE FROM {name} WHERE {key} = '{emission}'"),
                 Retract::Mark => format!(
                     "UPDATE {name} SET {mark} = {} WHERE {key} = '{emission}' AND {mark} IS NULL",
                     delivery.offset

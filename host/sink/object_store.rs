@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use super::options::Options;
-use super::table::Layout;
+use super::table::{Layout, Retract};
 use super::{Fill, Kind, Open, Shape, Sink, SinkError, Track, cloudevent, parquet};
 use crate::model::{Delivery, Outcome, StreamId, StreamSpec};
 
@@ -277,7 +277,7 @@ impl Objects {
         // The lane prepares a stream before it delivers of it.
         layouts.get(stream).cloned().unwrap_or_else(|| {
             let spec = StreamSpec { name: stream.stream.clone(), description: String::new(), schema: None };
-            Arc::new(Layout::of(&spec))
+            Arc::new(Layout::of(&spec, Retract::Append))
         })
     }
 
@@ -363,7 +363,7 @@ impl Sink for Objects {
     }
 
     async fn prepare(&self, stream: &StreamId, spec: &StreamSpec) -> Result<(), SinkError> {
-        let layout = Arc::new(Layout::of(spec));
+        let layout = Arc::new(Layout::of(spec, Retract::Append));
         self.layouts.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(stream.clone(), layout);
         Ok(())
     }

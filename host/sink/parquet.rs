@@ -1,4 +1,4 @@
-//! Rows as a Parquet file, with the columns of [`Layout`] behind `_id` and `_op`. Every column may be empty.
+//! Rows as a Parquet file, with the columns of [`Layout`]. Every column may be empty.
 //!
 //! A number of up to 78 digits is a text: Parquet's decimals are 38 digits wide where readers understand them.
 
@@ -12,7 +12,7 @@ use ::parquet::file::properties::WriterProperties;
 use ::parquet::file::writer::SerializedFileWriter;
 use ::parquet::schema::types::{Type, TypePtr};
 
-use super::table::{Layout, Sort, Value};
+use super::table::{Column, Layout, Sort, Value};
 use crate::model::Delivery;
 
 fn field(name: &str, sort: Sort) -> Result<TypePtr, ParquetError> {
@@ -31,28 +31,19 @@ fn field(name: &str, sort: Sort) -> Result<TypePtr, ParquetError> {
 
 /// A file of these deliveries, each with its row.
 pub fn file(layout: &Layout, rows: Vec<(&Delivery, Vec<Value>)>) -> Result<Vec<u8>, ParquetError> {
-    let columns = || {
-        [("_id", Sort::Text), ("_op", Sort::Text)]
-            .into_iter()
-            .chain(layout.columns.iter().map(|c| (c.name.as_str(), c.sort)))
-    };
-    let fields = columns().map(|(name, sort)| field(name, sort)).collect::<Result<_, _>>()?;
+    let fields = layout.columns.iter().map(|column| field(&column.name, column.sort)).collect::<Result<_, _>>()?;
     let schema = Arc::new(Type::group_type_builder("event").with_fields(fields).build()?);
     let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
     let mut writer = SerializedFileWriter::new(Vec::new(), schema, Arc::new(properties))?;
     let mut group = writer.next_row_group()?;
     let said = rows.iter().map(|(delivery, _)| *delivery).collect::<Vec<_>>();
     let mut cells: Vec<std::vec::IntoIter<Value>> = rows.into_iter().map(|(_, row)| row.into_iter()).collect();
-    for (at, (_, sort)) in columns().enumerate() {
-        let column: Vec<Value> = match at {
-            0 => said.iter().map(|delivery| Value::Text(delivery.id.to_string())).collect(),
-            1 => said.iter().map(|delivery| Value::Text(delivery.op.as_str().to_owned())).collect(),
-            _ => cells.iter_mut().map(|row| row.next().unwrap_or(Value::Null)).collect(),
-        };
-        let times = (sort == Sort::Time).then(|| said.iter().map(|delivery| delivery.emission.block.time));
-        let column = match times {
-            Some(times) => times.map(milliseconds).collect(),
-            None => column,
+    for Column { sort, .. } in &layout.columns {
+        let cells = cells.iter_mut().map(|row| row.next().unwrap_or(Value::Null));
+        let column: Vec<Value> = match sort {
+            // A row has it as a text, for the databases.
+            Sort::Time => cells.zip(&said).map(|(_, delivery)| milliseconds(delivery.emission.block.time)).collect(),
+            _ => cells.collect(),
         };
         let mut to = group.next_column()?.ok_or_else(|| ParquetError::General("a column is missing".into()))?;
         let levels: Vec<i16> = column.iter().map(|value| i16::from(*value != Value::Null)).collect();

@@ -30,7 +30,7 @@ pub const KIND: Kind = Kind {
         ("password_env", "environment variable with the password alone"),
         ("schema", "the schema of the tables, made if it is not there; public"),
         ("table", "name of a stream's table, with {plugin} and {stream}; {plugin}_{stream}"),
-        ("retract", "delete or mark the row of a retracted emission; delete"),
+        ("retract", "delete or mark the row of a retracted emission, or append a row that says so; delete"),
         ("batch", "most rows in one transaction; 1000"),
         ("timeout_ms", "time for a transaction; 30000"),
         ("ca_file", "PEM file with the certificate authorities to trust, with sslmode=require"),
@@ -184,7 +184,7 @@ impl Postgres {
         if let Some((other, _)) = taken.iter().find(|(other, table)| table.name == name && *other != stream) {
             return Err(self.refused(&table::shared(stream, other, &name)));
         }
-        let layout = Layout::of(spec);
+        let layout = Layout::of(spec, self.retract);
         let list = |each: &dyn Fn(usize) -> String| (0..layout.columns.len()).map(each).collect::<Vec<_>>().join(", ");
         let insert = format!(
             "INSERT INTO {name} ({}) SELECT {} FROM unnest({}) AS u({}) ON CONFLICT ({}) DO NOTHING",
@@ -192,11 +192,12 @@ impl Postgres {
             list(&|i| cast(&format!("u.c{i}"), layout.columns[i].sort)),
             list(&|i| format!("${}::text[]", i + 1)),
             list(&|i| format!("c{i}")),
-            quoted(table::KEY),
+            quoted(layout.key()),
         );
         let key = quoted(table::KEY);
         let retract = match self.retract {
-            Retract::Delete => {
+            // Appended ones never come to it.
+            Retract::Delete | Retract::Append => {
                 format!("DELETE FROM {name} AS t USING unnest($1::text[], $2::bigint[]) AS u(e, c) WHERE t.{key} = u.e")
             }
             Retract::Mark => {
@@ -233,7 +234,7 @@ impl Postgres {
             wanted.push(table::Column { name: table::RETRACTED.into(), sort: Sort::Integer });
         }
         let define = |column: &table::Column| {
-            let key = if column.name == table::KEY { " PRIMARY KEY" } else { "" };
+            let key = if column.name == table.layout.key() { " PRIMARY KEY" } else { "" };
             format!("{} {}{key}", quoted(&column.name), type_of(column.sort))
         };
         let change = if has.is_empty() {
@@ -339,7 +340,7 @@ async fn write(
     layout: &Layout,
     (op, run): Run,
 ) -> Result<Vec<Refused>, Fault> {
-    if op == Op::Retract {
+    if op == Op::Retract && !layout.appends() {
         let emissions: Vec<String> = run.iter().map(|index| batch[*index].emission.id.to_string()).collect();
         let offsets: Vec<Option<i64>> = run.iter().map(|index| i64::try_from(batch[*index].offset).ok()).collect();
         transaction.execute(retract, &[&emissions, &offsets]).await.map_err(fault)?;

@@ -21,7 +21,7 @@ pub const KIND: Kind = Kind {
     options: &[
         ("path", "the database file; made if it is not there. Not the journal's file"),
         ("table", "name of a stream's table, with {plugin} and {stream}; {plugin}_{stream}"),
-        ("retract", "delete or mark the row of a retracted emission; delete"),
+        ("retract", "delete or mark the row of a retracted emission, or append a row that says so; delete"),
         ("batch", "most rows in one transaction; 500"),
     ],
     open: |open| {
@@ -114,22 +114,23 @@ impl State {
         if let Some((other, _)) = self.tables.iter().find(|(other, table)| table.name == name && *other != stream) {
             return Err(self.refused(&table::shared(stream, other, &name)));
         }
-        let layout = Layout::of(spec);
+        let layout = Layout::of(spec, self.retract);
         let mut wanted = layout.columns.clone();
         if self.retract == Retract::Mark {
             wanted.push(table::Column { name: table::RETRACTED.into(), sort: Sort::Integer });
         }
-        let changed = evolve(self.connect()?, &bare, &wanted);
+        let changed = evolve(self.connect()?, &bare, &wanted, layout.key());
         changed.map_err(|error| self.judge(&error))?.map_err(|why| self.refused(&why))?;
         let list = |each: &dyn Fn(usize) -> String| (0..layout.columns.len()).map(each).collect::<Vec<_>>().join(", ");
-        let key = quoted(table::KEY);
+        let key = quoted(layout.key());
         let insert = format!(
             "INSERT INTO {name} ({}) VALUES ({}) ON CONFLICT ({key}) DO NOTHING",
             list(&|i| quoted(&layout.columns[i].name)),
             list(&|i| format!("?{}", i + 1)),
         );
         let retract = match self.retract {
-            Retract::Delete => format!("DELETE FROM {name} WHERE {key} = ?1 AND ?2 IS NOT NULL"),
+            // Appended ones never come to it.
+            Retract::Delete | Retract::Append => format!("DELETE FROM {name} WHERE {key} = ?1 AND ?2 IS NOT NULL"),
             Retract::Mark => {
                 let mark = quoted(table::RETRACTED);
                 format!("UPDATE {name} SET {mark} = ?2 WHERE {key} = ?1 AND {mark} IS NULL")
@@ -168,6 +169,7 @@ fn evolve(
     connection: &mut Connection,
     table: &str,
     wanted: &[table::Column],
+    key: &str,
 ) -> Result<Result<(), String>, rusqlite::Error> {
     // Immediate: what is read is what is changed.
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -176,7 +178,7 @@ fn evolve(
         .query_map([table], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect::<Result<Vec<(String, String)>, _>>()?;
     let define = |column: &table::Column| {
-        let key = if column.name == table::KEY { " PRIMARY KEY" } else { "" };
+        let key = if column.name == key { " PRIMARY KEY" } else { "" };
         format!("{} {}{key}", quoted(&column.name), type_of(column.sort))
     };
     if has.is_empty() {
@@ -242,12 +244,12 @@ fn write(transaction: &Transaction<'_>, table: &Table, delivery: &Delivery) -> R
     match delivery.op {
         // A table holds what the chain has.
         Op::Pending => {}
-        Op::Apply => {
+        _ if delivery.op == Op::Apply || table.layout.appends() => {
             let row = table.layout.row(delivery).map_err(Fault::Row)?;
             let mut statement = transaction.prepare_cached(&table.insert).map_err(fault)?;
             statement.execute(rusqlite::params_from_iter(row.iter())).map_err(fault)?;
         }
-        Op::Retract => {
+        _ => {
             let offset = i64::try_from(delivery.offset).unwrap_or(i64::MAX);
             let mut statement = transaction.prepare_cached(&table.retract).map_err(fault)?;
             statement.execute(params![delivery.emission.id.to_string(), offset]).map_err(fault)?;

@@ -46,6 +46,9 @@ pub enum Value {
 }
 
 pub const KEY: &str = "_emission";
+/// The key of a table that nothing is taken out of: the delivery's id.
+pub const ID: &str = "_id";
+const APPENDED: [(&str, Sort); 2] = [(ID, Sort::Text), ("_op", Sort::Text)];
 pub const EXTRA: &str = "_extra";
 pub const RETRACTED: &str = "_retracted_at_cursor";
 const FIXED: [(&str, Sort); 7] = [
@@ -69,20 +72,29 @@ const LONGEST_NUMERIC: usize = 78;
 pub enum Retract {
     Delete,
     Mark,
+    /// It stays, and the retraction is a row of its own.
+    Append,
 }
 
 /// The columns of a stream's table, in order, and how to fill them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     pub columns: Vec<Column>,
+    /// Columns that are there whatever the payload is.
+    fixed: usize,
     /// False where payloads are no JSON: then they are stored as they are.
     json: bool,
 }
 
 impl Layout {
-    pub fn of(spec: &StreamSpec) -> Self {
-        let mut columns: Vec<Column> =
-            FIXED.iter().map(|(name, sort)| Column { name: (*name).to_owned(), sort: *sort }).collect();
+    pub fn of(spec: &StreamSpec, retract: Retract) -> Self {
+        let appended: &[(&str, Sort)] = if retract == Retract::Append { &APPENDED } else { &[] };
+        let mut columns: Vec<Column> = appended
+            .iter()
+            .chain(&FIXED)
+            .map(|(name, sort)| Column { name: (*name).to_owned(), sort: *sort })
+            .collect();
+        let fixed = columns.len();
         let mut add = |name: &str, sort| columns.push(Column { name: name.to_owned(), sort });
         match &spec.schema {
             None => {
@@ -105,14 +117,29 @@ impl Layout {
                 add(EXTRA, Sort::Json);
             }
         }
-        Self { columns, json: spec.schema.is_some() }
+        Self { columns, fixed, json: spec.schema.is_some() }
+    }
+
+    /// Whether a retraction is a row of its own.
+    pub fn appends(&self) -> bool {
+        self.fixed > FIXED.len()
+    }
+
+    /// The column by which a row is one.
+    pub fn key(&self) -> &'static str {
+        if self.appends() { ID } else { KEY }
     }
 
     /// The row of a delivery, a value for each column; or why there is none.
     pub fn row(&self, delivery: &Delivery) -> Result<Vec<Value>, String> {
         let emission = &*delivery.emission;
         let number = |number: u64| i64::try_from(number).map_or(Value::Null, Value::Integer);
-        let mut row = vec![
+        let mut row = if self.appends() {
+            vec![Value::Text(delivery.id.to_string()), Value::Text(delivery.op.as_str().to_owned())]
+        } else {
+            vec![]
+        };
+        row.extend([
             Value::Text(emission.id.to_string()),
             Value::Text(emission.block.chain.to_string()),
             number(emission.block.number),
@@ -120,7 +147,7 @@ impl Layout {
             cloudevent::rfc3339(emission.block.time).map_or(Value::Null, Value::Text),
             Value::Text(emission.lane_key.clone()),
             number(delivery.offset),
-        ];
+        ]);
         if !self.json {
             row.push(Value::Text(emission.content_type.mime().to_owned()));
             row.push(Value::Bytes(emission.payload.clone()));
@@ -137,7 +164,7 @@ impl Layout {
             return Ok(row);
         };
         let mut object = object.map_err(|error| format!("the payload is not a JSON object: {error}"))?;
-        for column in &self.columns[FIXED.len()..self.columns.len() - 1] {
+        for column in &self.columns[self.fixed..self.columns.len() - 1] {
             row.push(match object.remove(column.name.as_str()) {
                 None => Value::Null,
                 Some(raw) => value(column.sort, raw.get()).map_err(|wanted| {
@@ -159,10 +186,10 @@ impl Layout {
     pub fn row_or_why(&self, delivery: &Delivery) -> Vec<Value> {
         self.row(delivery).unwrap_or_else(|why| {
             let emission = &*delivery.emission;
-            let bare = Self { columns: self.columns[..FIXED.len()].to_vec(), json: false };
             // Without JSON every payload has a row.
+            let bare = Self { json: false, ..self.clone() };
             let mut row = bare.row(delivery).unwrap_or_default();
-            row.truncate(FIXED.len());
+            row.truncate(self.fixed);
             row.resize(self.columns.len() - 1, Value::Null);
             let payload = String::from_utf8_lossy(&emission.payload);
             row.push(Value::Text(serde_json::json!({ "_why": why, "_payload": payload }).to_string()));
@@ -241,9 +268,16 @@ pub fn missing<'a>(
     type_of: impl Fn(Sort) -> &'static str,
     table: &str,
 ) -> Result<Vec<&'a Column>, String> {
-    if !has.iter().any(|(name, _)| name == KEY) {
+    let there = |wanted: &str| has.iter().any(|(name, _)| name == wanted);
+    if !there(KEY) {
         return Err(format!(
             "the table {table} is there but was not made by this output (it has no column {KEY}); set another table"
+        ));
+    }
+    if there(ID) != layout.iter().any(|column| column.name == ID) {
+        let (is, was) = if there(ID) { ("no longer", "was") } else { ("now", "was not") };
+        return Err(format!(
+            "retract is {is} \"append\", and the table {table} {was} made so: set another table, or rename that one"
         ));
     }
     let mut missing = vec![];
@@ -293,8 +327,9 @@ pub fn options(options: &Options) -> Result<(String, Retract), SinkError> {
             "table '{template}' must be letters, digits and '_'; {{plugin}} and {{stream}} are filled in"
         )));
     }
-    let retract = match options.word("retract", &["delete", "mark"])? {
+    let retract = match options.word("retract", &["delete", "mark", "append"])? {
         "mark" => Retract::Mark,
+        "append" => Retract::Append,
         _ => Retract::Delete,
     };
     Ok((template, retract))
@@ -396,11 +431,14 @@ mod tests {
 
     #[test]
     fn every_property_gets_the_column_of_its_schema() {
-        let layout = Layout::of(&spec(json!({ "properties": {
+        let layout = Layout::of(
+            &spec(json!({ "properties": {
             "token": { "type": "string", "format": "address" }, "value": { "type": "string", "format": "uint256" },
             "index": { "type": "integer" }, "price": { "type": "number" }, "ok": { "type": ["boolean", "null"] },
             "tags": { "type": "array" }, "any": {}, "_block": { "type": "string" }, "Token": { "type": "string" }
-        } })));
+        } })),
+            Retract::Delete,
+        );
         let sorts: Vec<_> = layout.columns[FIXED.len()..].iter().map(|c| (c.name.as_str(), c.sort)).collect();
         use Sort::*;
         assert_eq!(
@@ -461,8 +499,10 @@ mod tests {
 
     #[test]
     fn a_table_grows_but_does_not_change_a_type() {
-        let layout =
-            Layout::of(&spec(json!({ "properties": { "a": { "type": "string" }, "b": { "type": "integer" } } })));
+        let layout = Layout::of(
+            &spec(json!({ "properties": { "a": { "type": "string" }, "b": { "type": "integer" } } })),
+            Retract::Delete,
+        );
         let type_of = |sort| if sort == Sort::Text { "text" } else { "other" };
         let mut has: Vec<_> = layout.columns.iter().map(|c| (c.name.clone(), type_of(c.sort).to_owned())).collect();
         assert!(missing(&layout.columns, &has, type_of, "t").unwrap().is_empty());

@@ -264,6 +264,8 @@ async fn what_is_sent_again_leaves_the_position(place: impl Place) {
     assert!(kept == Some(10) || kept.is_none(), "{kept:?}: it would all be sent again from there");
     sink.prepare(&stream(), &spec()).await.unwrap();
     all_delivered(&sink.deliver(&track(), &applies(11..=12)).await);
+    // A file has one owner.
+    drop(sink);
     assert_eq!(place.sink().await.position(&track()).await.unwrap(), Some(12));
 }
 
@@ -347,13 +349,21 @@ impl Place for PostgresPlace {
         open("postgres", &format!("url = '{}'\n{}", self.0.url(), self.1), Path::new(".")).await.unwrap()
     }
     async fn net(&self) -> BTreeSet<u64> {
+        if self.1.contains("append") {
+            return net_of(&self.log().await.unwrap());
+        }
         let mark = if self.1.contains("mark") { "WHERE _retracted_at_cursor IS NULL" } else { "" };
         let client = self.0.client().await;
         let rows = client.query(&format!("SELECT n FROM whale_large_moves {mark}"), &[]).await.unwrap();
         rows.iter().map(|row| row.get::<_, i64>(0) as u64).collect()
     }
     async fn log(&self) -> Option<Vec<String>> {
-        None
+        if !self.1.contains("append") {
+            return None;
+        }
+        let client = self.0.client().await;
+        let rows = client.query("SELECT _op, n FROM whale_large_moves ORDER BY _cursor", &[]).await.unwrap();
+        Some(rows.iter().map(|row| format!("{} {}", row.get::<_, String>(0), row.get::<_, i64>(1))).collect())
     }
     fn kill(&mut self) -> bool {
         self.0.kill();
@@ -368,6 +378,37 @@ impl Place for PostgresPlace {
 async fn postgres_keeps_the_contract() {
     let Some(server) = Postgres::start().await else { return };
     contract(PostgresPlace(server, String::new())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_that_appends_keeps_the_contract() {
+    let Some(server) = Postgres::start().await else { return };
+    contract(PostgresPlace(server, "retract = 'append'".into())).await;
+}
+
+/// A table that was made to delete has no place for what was taken back, and one that appends no single row to delete.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_appends_what_is_taken_back_and_says_when_its_table_was_made_otherwise() {
+    let folder = tempfile::tempdir().unwrap();
+    let sink = open("sqlite", "path = 'out.db'\nretract = 'append'", folder.path()).await.unwrap();
+    sink.prepare(&stream(), &spec()).await.unwrap();
+    let batch = [apply(1), apply(2), said(Op::Retract, 2, 3, payload(2))];
+    all_delivered(&sink.deliver(&track(), &batch).await);
+    // Once, however often it comes.
+    all_delivered(&sink.deliver(&track(), &batch).await);
+    let db = rusqlite::Connection::open(folder.path().join("out.db")).unwrap();
+    let rows: Vec<(String, i64, i64)> = db
+        .prepare("SELECT _op, n, _cursor FROM whale_large_moves ORDER BY _cursor")
+        .unwrap()
+        .query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(rows, [("apply".into(), 1, 1), ("apply".into(), 2, 2), ("retract".into(), 2, 3)]);
+    drop(sink);
+    let sink = open("sqlite", "path = 'out.db'", folder.path()).await.unwrap();
+    let told = why(sink.prepare(&stream(), &spec()).await.unwrap_err());
+    assert!(told.contains("retract is no longer \"append\"") && told.contains("another table"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

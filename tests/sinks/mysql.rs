@@ -23,12 +23,19 @@ impl Place for MySql {
         open("mysql", &format!("url = '{}'\n{}", url(&self.0, PASSWORD), self.1), Path::new(".")).await.unwrap()
     }
     async fn net(&self) -> BTreeSet<u64> {
+        if let Some(log) = self.log().await {
+            return net_of(&log);
+        }
         let mark = if self.1.contains("mark") { "WHERE _retracted_at_cursor IS NULL" } else { "" };
         let select = format!("SELECT n FROM whale_large_moves {mark}");
         client(&self.0).await.query::<u64, _>(select).await.unwrap().into_iter().collect()
     }
     async fn log(&self) -> Option<Vec<String>> {
-        None
+        if !self.1.contains("append") {
+            return None;
+        }
+        let select = "SELECT CONCAT(_op, ' ', n) FROM whale_large_moves ORDER BY _cursor";
+        Some(client(&self.0).await.query(select).await.unwrap())
     }
     fn kill(&mut self) -> bool {
         self.0.kill();
@@ -50,6 +57,12 @@ async fn mysql_keeps_the_contract() {
 async fn mysql_that_marks_keeps_the_contract() {
     let Some(server) = Server::mariadb(&[]).await else { return };
     contract(MySql(server, "retract = 'mark'")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mysql_that_appends_keeps_the_contract() {
+    let Some(server) = Server::mariadb(&[]).await else { return };
+    contract(MySql(server, "retract = 'append'")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,28 +7,43 @@ use ::object_store::{ObjectStore, ObjectStoreExt};
 use ::parquet::file::reader::{FileReader, SerializedFileReader};
 use ::parquet::record::Field;
 use futures::TryStreamExt;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
 
 use super::*;
 use crate::harness::cable::{Break, Cable};
 use crate::harness::servers::Server;
 
+/// What was read before: an object that is there does not change.
+type Read = Mutex<BTreeMap<String, Vec<u8>>>;
+
 /// Every object, by name: what a reader finds who lists them.
 async fn objects(store: &dyn ObjectStore) -> Vec<(String, Vec<u8>)> {
+    objects_of(store, &Read::default()).await
+}
+
+async fn objects_of(store: &dyn ObjectStore, read: &Read) -> Vec<(String, Vec<u8>)> {
     let mut all = vec![];
     let listed: Vec<_> = store.list(None).try_collect().await.unwrap();
     for object in listed {
-        let bytes = store.get(&object.location).await.unwrap().bytes().await.unwrap();
-        all.push((object.location.to_string(), bytes.to_vec()));
+        let name = object.location.to_string();
+        let before = read.lock().unwrap().get(&name).cloned();
+        let bytes = match before {
+            Some(bytes) => bytes,
+            None => store.get(&object.location).await.unwrap().bytes().await.unwrap().to_vec(),
+        };
+        read.lock().unwrap().insert(name.clone(), bytes.clone());
+        all.push((name, bytes));
     }
     all.sort();
     all
 }
 
 /// What the objects say, in their order; and that the manifest names these and no others, while more are written.
-async fn said_by(store: &dyn ObjectStore) -> Vec<String> {
+async fn said_by(store: &dyn ObjectStore, read: &Read) -> Vec<String> {
     let (manifest, _): (Vec<_>, Vec<_>) =
-        objects(store).await.into_iter().partition(|(name, _)| name.contains("_manifest/"));
-    let mut objects = objects(store).await;
+        objects_of(store, read).await.into_iter().partition(|(name, _)| name.contains("_manifest/"));
+    let mut objects = objects_of(store, read).await;
     let mut entries: Vec<serde_json::Value> =
         manifest.iter().map(|(_, e)| serde_json::from_slice(e).unwrap()).collect();
     entries.sort_by_key(|entry| entry["first"].as_u64());
@@ -102,7 +117,7 @@ impl Place for Folder {
         net_of(&self.log().await.unwrap())
     }
     async fn log(&self) -> Option<Vec<String>> {
-        Some(said_by(&self.store()).await)
+        Some(said_by(&self.store(), &Read::default()).await)
     }
     fn kill(&mut self) -> bool {
         false
@@ -120,6 +135,7 @@ async fn a_folder_of_objects_keeps_the_contract() {
 struct Bucket {
     server: Server,
     cable: Cable,
+    read: Read,
 }
 
 impl Bucket {
@@ -129,13 +145,13 @@ impl Bucket {
         let made = reqwest::Client::builder().no_proxy().build().unwrap();
         let made = made.put(format!("http://127.0.0.1:{}/chain", server.port)).send().await.unwrap();
         assert!(made.status().is_success());
-        Some(Self { server, cable })
+        Some(Self { server, cable, read: Read::default() })
     }
 
     fn table(&self) -> String {
         format!(
             "url = 's3://chain/events'\nendpoint = 'http://127.0.0.1:{}'\naccess_key_id_env = 'HOME'\nsecret_access_key_env = 'HOME'\n\
-             roll_rows = 200\ntimeout_ms = 2000",
+             roll_rows = 500\ntimeout_ms = 2000",
             self.cable.port
         )
     }
@@ -159,7 +175,7 @@ impl Place for Bucket {
             .with_secret_access_key("reader")
             .build()
             .unwrap();
-        Some(said_by(&store).await)
+        Some(said_by(&store, &self.read).await)
     }
     fn kill(&mut self) -> bool {
         self.cable.break_after(0, Break::Cut);
