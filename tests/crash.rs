@@ -3,10 +3,12 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::harness::belt::{Belt, Via, seed, times};
+use crate::harness::belt::{Belt, Via, seed, sorted, times, transfer, waited};
+use crate::harness::process::Ledger;
 use crate::harness::receiver::Answer;
+use crate::harness::servers::{PASSWORD, Server, USER};
 use crate::harness::{guests, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -41,6 +43,84 @@ async fn killed_at_any_moment_it_loses_and_doubles_nothing() {
         crate::harness::process::Ledger::of(&events).repeats
     };
     println!("{repeats} webhooks came again, each with its id");
+}
+
+/// The kinds that the belt does not have: a database more, a stream, and objects.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_at_any_moment_no_other_kind_of_output_loses_or_doubles() {
+    use mysql_async::prelude::Queryable;
+    let (Some(mysql), Some(redis)) = (Server::mariadb(&[]).await, Server::redis(&[]).await) else { return };
+    let Some(mut belt) = Belt::new(seed(), Via::WebSocket).await else { return };
+    let mysql_url = format!("mysql://{USER}:{PASSWORD}@127.0.0.1:{}/shop?prefer_socket=false", mysql.port);
+    let redis_url = format!("redis://127.0.0.1:{}/0", redis.port);
+    until("MariaDB to answer", || async { mysql_async::Conn::from_url(&mysql_url).await.ok() }).await;
+    let objects = belt.dir().join("objects");
+    belt.more = format!(
+        "[output.mysql]\ntype = \"mysql\"\nurl = \"{mysql_url}\"\n[output.redis]\ntype = \"redis\"\nurl = \"{redis_url}\"\n\
+         [output.appended]\ntype = \"sqlite\"\npath = \"appended.db\"\nretract = \"append\"\n\
+         [output.objects]\ntype = \"object_store\"\nurl = \"file://{}\"\nroll_seconds = 1\n\
+         [[route]]\nfrom = \"erc20-transfers.transfers\"\nto = [\"mysql\", \"redis\", \"appended\", \"objects\"]\n",
+        objects.display()
+    );
+    belt.load(10, false).await;
+    for _ in 0..times(20, 100) {
+        belt.start().await;
+        let life = Duration::from_millis(belt.town.below(1_500));
+        let process = belt.process.take().expect("it was started");
+        let killed = tokio::spawn(async move {
+            tokio::time::sleep(life).await;
+            process.kill();
+        });
+        while !killed.is_finished() {
+            belt.load(1, true).await;
+        }
+    }
+    belt.start().await;
+    belt.check().await;
+    let truth = belt.chain.transfers(0..=belt.chain.head().await).await;
+    waited("MySQL", &truth, || async {
+        let select = "SELECT CAST(_block AS CHAR), CAST(log_index AS CHAR), _block_hash, tx, token, `from`, `to`, value \
+                      FROM erc20_transfers_transfers";
+        let mut client = mysql_async::Conn::from_url(&mysql_url).await.ok()?;
+        let rows: Vec<mysql_async::Row> = client.query(select).await.ok()?;
+        Some(sorted(rows.into_iter().map(|row| transfer(|at| row.get::<String, _>(at).expect("a text")))))
+    })
+    .await;
+    let held = |what: &'static str, events: Vec<Value>| {
+        let ledger = Ledger::of(&events);
+        assert_eq!(ledger.repeats, 0, "{what}: something is there twice");
+        Some(ledger.transfers())
+    };
+    waited("Redis", &truth, || async {
+        let client = ::redis::Client::open(redis_url.as_str()).expect("a URL");
+        let mut client = client.get_multiplexed_async_connection().await.ok()?;
+        let range = ::redis::cmd("XRANGE").arg("chainweir:erc20-transfers:transfers:31337").arg("-").arg("+").clone();
+        let entries: Vec<(String, Vec<(String, Vec<u8>)>)> = range.query_async(&mut client).await.ok()?;
+        let event = |entry: &(String, Vec<(String, Vec<u8>)>)| {
+            let (_, body) = entry.1.iter().find(|(name, _)| name == "event").expect("an event");
+            serde_json::from_slice(body).expect("JSON")
+        };
+        held("Redis", entries.iter().map(event).collect())
+    })
+    .await;
+    waited("the objects", &truth, || async {
+        let folder = objects.join("erc20-transfers/transfers/chain=31337");
+        let mut files: Vec<_> = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).collect();
+        files.sort();
+        let text: String = files.iter().filter_map(|file| std::fs::read_to_string(file).ok()).collect();
+        held("the objects", text.lines().map(|line| serde_json::from_str(line).expect("a line")).collect())
+    })
+    .await;
+    waited("the appended rows", &truth, || async {
+        let db = rusqlite::Connection::open(belt.dir().join("appended.db")).ok()?;
+        let net = r#"SELECT cast(_block AS text), cast(log_index AS text), _block_hash, tx, token, "from", "to", value
+                     FROM erc20_transfers_transfers a WHERE _op = 'apply' AND NOT EXISTS
+                     (SELECT 1 FROM erc20_transfers_transfers r WHERE r._op = 'retract' AND r._emission = a._emission)"#;
+        let mut question = db.prepare(net).ok()?;
+        let rows = question.query_map([], |row| Ok(transfer(|at| row.get(at).expect("a text")))).ok()?;
+        Some(sorted(rows.flatten()))
+    })
+    .await;
 }
 
 /// Its receiver stumbles, its servers die too, it may die while it begins, and now and then it is asked to end.

@@ -197,6 +197,12 @@ pub const OUTPUT: Section = Section {
         key("type", Expect::Forms("a kind of output"), "", "what it is; the kinds' own keys are below"),
         key("attempts", Expect::Whole(1, MOST_U32), "10", "before a delivery goes to the dead letters"),
         key(
+            "disable_after",
+            Expect::Whole(1, MOST_U32),
+            "432000",
+            "seconds that a destination may be down before it is left alone, until `chainweir resume`",
+        ),
+        key(
             "on_refused",
             Expect::Word(&["advance", "stop"]),
             "\"advance\"",

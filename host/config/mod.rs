@@ -149,6 +149,8 @@ pub struct OutputConfig {
     pub attempts: u32,
     /// `on_refused`: `advance` (dead letter and go on) or `stop` (the lane waits).
     pub stop_on_refused: bool,
+    /// `disable_after`: seconds for which a destination may be down; 5 days.
+    pub disable_after: u64,
     /// What is left, for the sink.
     pub table: toml::Table,
 }
@@ -362,6 +364,7 @@ impl fmt::Debug for OutputConfig {
             .field("kind", &self.kind)
             .field("attempts", &self.attempts)
             .field("stop_on_refused", &self.stop_on_refused)
+            .field("disable_after", &self.disable_after)
             .field("table", &Redacted(&self.table))
             .finish()
     }

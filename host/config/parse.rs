@@ -260,6 +260,7 @@ impl Reader<'_> {
                 // The bound of the key is that of u32.
                 attempts: found.whole("attempts").and_then(|n| u32::try_from(n).ok()).unwrap_or(10),
                 stop_on_refused: found.text("on_refused") == Some("stop"),
+                disable_after: found.whole("disable_after").unwrap_or(432_000),
                 table: self.raw(table, &keys::OUTPUT),
             };
             outputs.insert(name, config);

@@ -43,6 +43,8 @@ pub struct Settings {
     pub attempts: u32,
     /// A refused delivery stops its lane key instead of going to the dead letters.
     pub stop_on_refused: bool,
+    /// A destination that has been down for so long is left alone until a person resumes it.
+    pub disable_after: Duration,
 }
 
 /// A track that is routed to the output.

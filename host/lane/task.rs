@@ -64,6 +64,9 @@ pub struct Task {
     parked_calls: usize,
     parked_last: bool,
     failures_in_a_row: u32,
+    /// Since when it is down; and whether it is left alone until a person resumes it.
+    down_since: Option<Instant>,
+    disabled: bool,
     /// While the destination is down: probes that failed, and when the next one may go.
     probes: u32,
     probe_at: Option<Instant>,
@@ -131,6 +134,8 @@ impl Task {
             parked_calls: 0,
             parked_last: false,
             failures_in_a_row: 0,
+            down_since: None,
+            disabled: false,
             probes: 0,
             probe_at: None,
             routes_changed: true,
@@ -207,7 +212,7 @@ impl Task {
         if self.tracks.values().any(|t| t.wants(room) > 0) {
             wake = wake.min(self.read_at.unwrap_or(now));
         }
-        if self.calls.len() >= self.most() {
+        if self.calls.len() >= self.most() || self.disabled {
             return wake;
         }
         if let Some(at) = self.probe_at.max(self.read_at).filter(|at| *at > now) {
@@ -246,7 +251,7 @@ impl Task {
 
     /// Whether the destination is down and its next probe is not yet due.
     fn must_wait(&self) -> bool {
-        self.probe_at.is_some_and(|at| Instant::now() < at)
+        self.disabled || self.probe_at.is_some_and(|at| Instant::now() < at)
     }
 
     fn is_down(&self) -> bool {
@@ -626,6 +631,16 @@ impl Task {
             self.probes = self.probes.saturating_add(u32::from(!straggler));
             let at = Instant::now() + probe_after(self.probes, wish, rand::random());
             self.probe_at = self.probe_at.filter(|_| straggler).max(Some(at));
+            let down = self.down_since.get_or_insert_with(Instant::now).elapsed();
+            if down >= self.settings.disable_after {
+                self.disabled = true;
+                let (output, seconds) = (&self.settings.output, down.as_secs());
+                let why = format!(
+                    "down for {seconds} s: left alone until 'chainweir resume {output}', nothing is lost; {why}"
+                );
+                tracing::error!(%output, why, "the output is disabled");
+                return self.show("disabled", Some(why));
+            }
         }
         self.show("failing", Some(why.to_owned()));
     }
@@ -638,6 +653,7 @@ impl Task {
             return;
         }
         let was_down = self.is_down();
+        (self.down_since, self.disabled) = (None, false);
         self.failures_in_a_row = 0;
         self.probes = 0;
         self.probe_at = None;
@@ -658,6 +674,7 @@ impl Task {
     }
 
     fn resume(&mut self) {
+        (self.down_since, self.disabled) = (None, false);
         self.failures_in_a_row = 0;
         self.probes = 0;
         self.probe_at = None;

@@ -218,7 +218,13 @@ impl House {
     }
 
     fn start_with(&self, sink: &Arc<Fake>, when: When, change: impl Fn(&mut Settings)) -> Lane {
-        let mut settings = Settings { output: output(), kind: "fake".into(), attempts: 3, stop_on_refused: false };
+        let mut settings = Settings {
+            output: output(),
+            kind: "fake".into(),
+            attempts: 3,
+            stop_on_refused: false,
+            disable_after: Duration::MAX,
+        };
         change(&mut settings);
         let (send, routed) = watch::channel(self.routes(when));
         // Routes that nobody changes.
@@ -661,7 +667,13 @@ async fn ten_thousand_parked_keys_are_retried_without_reading_all_for_each() {
     let count = Arc::new(AtomicUsize::new(0));
     let (sink, counted) = (Arc::new(Counting { count: count.clone() }), count.clone());
     let (_send, routed) = watch::channel(house.routes(When::Latest));
-    let settings = Settings { output: output(), kind: "fake".into(), attempts: 3, stop_on_refused: false };
+    let settings = Settings {
+        output: output(),
+        kind: "fake".into(),
+        attempts: 3,
+        stop_on_refused: false,
+        disable_after: Duration::MAX,
+    };
     let began = Instant::now();
     let lane = Lane::start(settings, sink, house.journal.clone(), routed);
     until("all are delivered", || counted.load(Ordering::SeqCst) == 30_000).await;
@@ -689,6 +701,33 @@ async fn what_a_batch_refused_is_written_down_before_the_next_batch_goes() {
     until("all to be said", || sink.heard().len() == 20).await;
     lane.stop().await;
     assert_eq!(sink.delivered().len(), 19);
+}
+
+#[tokio::test]
+async fn a_destination_that_is_down_for_too_long_is_left_alone_until_a_person_says_so() {
+    let mut house = House::new(1).await;
+    let sink = Arc::new(Fake::new(1, 4));
+    sink.answer(|_, _| retry());
+    for _ in 0..3 {
+        house.block(&[(0, "a"), (0, "b"), (0, "c"), (0, "d"), (0, "e")]).await;
+    }
+    let lane = house.start_with(&sink, When::Latest, |s| s.disable_after = Duration::from_millis(1_200));
+    until("it is disabled", || lane.status().state == "disabled").await;
+    let why = lane.status().why.unwrap();
+    assert!(why.contains("503") && why.contains("chainweir resume"), "{why}");
+    let asked = sink.heard().len();
+    // New entries wake the lane, and it stays away.
+    for _ in 0..5 {
+        house.block(&[(0, "f")]).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(sink.heard().len(), asked);
+    sink.answer(|_, _| Some(Outcome::Delivered));
+    lane.resume();
+    until("all is delivered", || sink.delivered().len() == 20).await;
+    assert_eq!(lane.status().state, "ok");
+    assert!(house.journal.dead(&DeadFilter::default(), 0, 10).unwrap().is_empty(), "nothing was given up");
+    lane.stop().await;
 }
 
 #[tokio::test]

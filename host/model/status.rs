@@ -148,7 +148,7 @@ pub struct RefusedFile {
 pub struct OutputStatus {
     pub name: String,
     pub kind: String,
-    /// `ok`, `failing`, `stopped`, `idle`.
+    /// `ok`, `failing`, `stopped`, `disabled`, `idle`.
     pub state: String,
     pub why: Option<String>,
     /// Entries not yet settled, of all its tracks.

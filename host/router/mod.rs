@@ -339,6 +339,7 @@ impl Router {
                 kind: output.kind.clone(),
                 attempts: output.attempts,
                 stop_on_refused: output.stop_on_refused,
+                disable_after: Duration::from_secs(output.disable_after),
             };
             let (routed, receive) = watch::channel(Arc::default());
             let lane = Lane::start(settings, sink, self.journal.clone(), receive);

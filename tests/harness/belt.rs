@@ -42,6 +42,8 @@ pub struct Belt {
     pub tags: bool,
     /// Path of the journal, in the folder.
     pub journal: &'static str,
+    /// Outputs and routes besides.
+    pub more: String,
     /// Webhooks whose signature was found right. It holds for five minutes.
     verified: AtomicUsize,
 }
@@ -70,6 +72,7 @@ impl Belt {
             process: None,
             tags: false,
             journal: "chainweir.db",
+            more: String::new(),
             verified: AtomicUsize::new(0),
         })
     }
@@ -131,10 +134,13 @@ when = {{ confirmations = 3 }}
 from = "erc20-transfers.transfers"
 to = ["last"]
 when = "finalized"
+
+{}
 "#,
             self.journal,
             self.nats.url(),
-            self.receiver.url()
+            self.receiver.url(),
+            self.more
         )
     }
 
@@ -285,7 +291,7 @@ fn read_only(path: &Path) -> rusqlite::Result<rusqlite::Connection> {
     Ok(db)
 }
 
-fn transfer(text: impl Fn(usize) -> String) -> Transfer {
+pub fn transfer(text: impl Fn(usize) -> String) -> Transfer {
     let hash = |at| text(at).parse::<B256>().expect("a hash");
     let address = |at| text(at).parse::<Address>().expect("an address");
     Transfer {
@@ -300,7 +306,7 @@ fn transfer(text: impl Fn(usize) -> String) -> Transfer {
     }
 }
 
-fn sorted(all: impl IntoIterator<Item = Transfer>) -> Vec<Transfer> {
+pub fn sorted(all: impl IntoIterator<Item = Transfer>) -> Vec<Transfer> {
     let mut all: Vec<Transfer> = all.into_iter().collect();
     all.sort();
     all

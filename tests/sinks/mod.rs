@@ -18,6 +18,7 @@ use alloy_primitives::B256;
 use chainweir::model::*;
 use chainweir::sink::{KINDS, Open, Sink, SinkError, Track};
 
+use crate::harness::cable::{Break, Cable};
 use crate::harness::nats::Nats;
 use crate::harness::postgres::Postgres;
 use crate::harness::until;
@@ -91,8 +92,15 @@ fn all_delivered(outcomes: &[Outcome]) {
 
 /// A destination, as its reader sees it.
 #[async_trait::async_trait]
-trait Place: Send {
-    async fn sink(&self) -> Arc<dyn Sink>;
+trait Place: Send + Sync {
+    async fn sink(&self) -> Arc<dyn Sink> {
+        let (kind, table, _) = self.wire().expect("a place without a wire opens its sink itself");
+        open(kind, &table, Path::new(".")).await.unwrap()
+    }
+    /// Where there is a server: the kind, the output's table, and the port in it.
+    fn wire(&self) -> Option<(&'static str, String, u16)> {
+        None
+    }
     /// The emissions that hold, by their `n`.
     async fn net(&self) -> BTreeSet<u64>;
     /// The events in the order in which they lie there, for a destination that keeps them: `apply 3`.
@@ -281,6 +289,53 @@ async fn what_is_sent_again_moves_no_position_of_a_store_or_a_queue() {
     }
 }
 
+/// The wire to the server breaks while it answers, at any byte, or falls silent.
+async fn cuts(place: impl Place) {
+    use rand::{Rng, SeedableRng};
+    let mut rng = rand::rngs::StdRng::seed_from_u64(crate::harness::belt::seed());
+    let (kind, table, port) = place.wire().expect("a server");
+    let cable = Cable::to(port).await;
+    let table = table.replace(&format!(":{port}"), &format!(":{}", cable.port)) + "\ntimeout_ms = 1000";
+    let sink = open(kind, &table, Path::new(".")).await.unwrap();
+    sink.prepare(&stream(), &spec()).await.unwrap();
+    let (mut from, mut holds, batch) = (1, BTreeSet::new(), sink.shape().batch as u64);
+    for round in 0..crate::harness::belt::times(6, 60) {
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let failed = Arc::new(tokio::sync::Notify::new());
+        let (to, fails) = (sink.clone(), failed.clone());
+        let delivering = tokio::spawn(async move {
+            let mut next = from;
+            while !*stopped.borrow() {
+                let outcomes = to.deliver(&track(), &applies(next..=next + batch - 1)).await;
+                let done = outcomes.iter().take_while(|outcome| **outcome == Outcome::Delivered).count() as u64;
+                next += done;
+                if done < batch {
+                    fails.notify_one();
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+            next
+        });
+        let how = if round % 3 == 2 { Break::Silence } else { Break::Cut };
+        cable.break_after(rng.random_range(0..20_000), how);
+        until("the wire to break", || async { cable.is_broken().then_some(()) }).await;
+        failed.notified().await;
+        cable.mend();
+        stop.send_replace(true);
+        // What was under way may be there without an answer: it is said again.
+        let next = delivering.await.unwrap();
+        let end = next + batch;
+        deliver_to_the_end(&*sink, &applies(next..=end - 1)).await;
+        holds.extend(from..end);
+        assert!(place.net().await == holds, "lost or invented in round {round}");
+        from = end;
+    }
+    if let Some(log) = place.log().await {
+        let applied: Vec<u64> = log.iter().filter_map(|event| event.strip_prefix("apply ")?.parse().ok()).collect();
+        assert!(applied.is_sorted_by(|a, b| a < b), "doubled or out of order");
+    }
+}
+
 struct FilePlace(tempfile::TempDir);
 
 impl FilePlace {
@@ -345,8 +400,8 @@ struct PostgresPlace(Postgres, String);
 
 #[async_trait::async_trait]
 impl Place for PostgresPlace {
-    async fn sink(&self) -> Arc<dyn Sink> {
-        open("postgres", &format!("url = '{}'\n{}", self.0.url(), self.1), Path::new(".")).await.unwrap()
+    fn wire(&self) -> Option<(&'static str, String, u16)> {
+        Some(("postgres", format!("url = '{}'\n{}", self.0.url(), self.1), self.0.port()))
     }
     async fn net(&self) -> BTreeSet<u64> {
         if self.1.contains("append") {
@@ -417,12 +472,18 @@ async fn postgres_that_marks_keeps_the_contract() {
     contract(PostgresPlace(server, "retract = 'mark'".into())).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_loses_and_doubles_nothing_when_the_wire_breaks() {
+    let Some(server) = Postgres::start().await else { return };
+    cuts(PostgresPlace(server, "batch = 50".into())).await;
+}
+
 struct NatsPlace(Nats);
 
 #[async_trait::async_trait]
 impl Place for NatsPlace {
-    async fn sink(&self) -> Arc<dyn Sink> {
-        open("nats", &format!("url = '{}'", self.0.url()), Path::new(".")).await.unwrap()
+    fn wire(&self) -> Option<(&'static str, String, u16)> {
+        Some(("nats", format!("url = '{}'", self.0.url()), self.0.port()))
     }
     async fn net(&self) -> BTreeSet<u64> {
         net_of(&self.log().await.unwrap())
@@ -437,6 +498,12 @@ impl Place for NatsPlace {
     async fn restart(&mut self) {
         self.0.restart().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nats_loses_and_doubles_nothing_when_the_wire_breaks() {
+    let Some(server) = Nats::start(None).await else { return };
+    cuts(NatsPlace(server)).await;
 }
 
 /// Every message of the stream CHAINWEIR, in its order.

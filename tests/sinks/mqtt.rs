@@ -75,8 +75,8 @@ struct Mqtt {
 
 #[async_trait::async_trait]
 impl Place for Mqtt {
-    async fn sink(&self) -> Arc<dyn Sink> {
-        open("mqtt", &format!("url = 'mqtt://127.0.0.1:{}'", self.server.port), Path::new(".")).await.unwrap()
+    fn wire(&self) -> Option<(&'static str, String, u16)> {
+        Some(("mqtt", format!("url = 'mqtt://127.0.0.1:{}'", self.server.port), self.server.port))
     }
     async fn net(&self) -> BTreeSet<u64> {
         net_of(&self.log().await.unwrap())
@@ -144,4 +144,11 @@ async fn mqtt_wants_the_right_password() {
     assert!(told.contains("output.orders") && told.contains("check username"), "{told}");
     let told = why(open("mqtt", "url = 'mqtt://a:hush-hush@h'", Path::new(".")).await.err().unwrap());
     assert!(told.contains("set username"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mqtt_loses_nothing_when_the_wire_breaks() {
+    let Some(server) = Server::mosquitto(&["allow_anonymous true"]).await else { return };
+    let reader = Reader::start(server.port).await;
+    cuts(Mqtt { server, reader }).await;
 }

@@ -20,7 +20,11 @@ async fn client(server: &Server) -> mysql_async::Conn {
 impl Place for MySql {
     async fn sink(&self) -> Arc<dyn Sink> {
         client(&self.0).await;
-        open("mysql", &format!("url = '{}'\n{}", url(&self.0, PASSWORD), self.1), Path::new(".")).await.unwrap()
+        let (kind, table, _) = self.wire().unwrap();
+        open(kind, &table, Path::new(".")).await.unwrap()
+    }
+    fn wire(&self) -> Option<(&'static str, String, u16)> {
+        Some(("mysql", format!("url = '{}'\n{}", url(&self.0, PASSWORD), self.1), self.0.port))
     }
     async fn net(&self) -> BTreeSet<u64> {
         if let Some(log) = self.log().await {
@@ -166,4 +170,11 @@ async fn mysql_wants_the_right_password() {
         why(open("mysql", "url = 'mysql://a:hush-hush@h:1'", Path::new(".")).await.err().unwrap())
             .contains("no database")
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mysql_loses_and_doubles_nothing_when_the_wire_breaks() {
+    let Some(server) = Server::mariadb(&[]).await else { return };
+    client(&server).await;
+    cuts(MySql(server, "batch = 50")).await;
 }

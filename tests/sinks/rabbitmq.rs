@@ -114,8 +114,8 @@ struct RabbitMq {
 
 #[async_trait::async_trait]
 impl Place for RabbitMq {
-    async fn sink(&self) -> Arc<dyn Sink> {
-        open("rabbitmq", &format!("url = '{}'", url(&self.server)), Path::new(".")).await.unwrap()
+    fn wire(&self) -> Option<(&'static str, String, u16)> {
+        Some(("rabbitmq", format!("url = '{}'", url(&self.server)), self.server.port))
     }
     async fn net(&self) -> BTreeSet<u64> {
         net_of(&self.log().await.unwrap())
@@ -145,6 +145,15 @@ async fn rabbitmq_keeps_the_contract() {
     declare(&channel, QUEUE, &[]).await;
     let reader = Reader::start(url(&server));
     contract(RabbitMq { server, reader }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rabbitmq_loses_nothing_when_the_wire_breaks() {
+    let Some(server) = Server::rabbitmq(&[]).await else { return };
+    let (_connection, channel) = answering(&server).await;
+    declare(&channel, QUEUE, &[]).await;
+    let reader = Reader::start(url(&server));
+    cuts(RabbitMq { server, reader }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

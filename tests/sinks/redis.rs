@@ -31,8 +31,8 @@ fn url(server: &Server) -> String {
 
 #[async_trait::async_trait]
 impl Place for Redis {
-    async fn sink(&self) -> Arc<dyn Sink> {
-        open("redis", &format!("url = '{}'\ncommand = '{}'", url(&self.0), self.1), Path::new(".")).await.unwrap()
+    fn wire(&self) -> Option<(&'static str, String, u16)> {
+        Some(("redis", format!("url = '{}'\ncommand = '{}'", url(&self.0), self.1), self.0.port))
     }
     async fn net(&self) -> BTreeSet<u64> {
         net_of(&self.log().await.unwrap())
@@ -259,4 +259,10 @@ async fn an_encrypted_connection_to_redis_checks_the_certificate() {
     let sink = open("redis", &table, Path::new(".")).await.unwrap();
     deliver_to_the_end(&*sink, &applies(1..=3)).await;
     assert_eq!(sink.position(&track()).await.unwrap(), Some(3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_loses_and_doubles_nothing_when_the_wire_breaks() {
+    let Some(server) = Server::redis(&[]).await else { return };
+    cuts(Redis(server, "xadd")).await;
 }
