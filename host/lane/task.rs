@@ -674,6 +674,8 @@ impl Task {
     }
 
     fn resume(&mut self) {
+        // What comes of it is shown when it has come.
+        self.show("idle", None);
         (self.down_since, self.disabled) = (None, false);
         self.failures_in_a_row = 0;
         self.probes = 0;

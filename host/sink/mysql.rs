@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, DriverError, Error, IoError, Opts, OptsBuilder, SslOpts, TxOpts, Value as Sql};
@@ -64,6 +64,7 @@ struct MySql {
 }
 
 struct Connection {
+    taken: Instant,
     conn: Conn,
     /// Bytes that the server reads as one statement. A longer one would cost the connection.
     longest: usize,
@@ -143,7 +144,10 @@ impl MySql {
 
     /// A connection that is alive, taken out of `slot`.
     async fn connected(&self, slot: &mut Option<Connection>) -> Result<Connection, SinkError> {
-        if let Some(connection) = slot.take() {
+        // The server hangs up on one that is idle for twice the timeout: a transaction of ours that a broken wire left open
+        // would hold the position for as long as it believes in the connection.
+        if let Some(mut connection) = slot.take().filter(|connection| connection.taken.elapsed() < self.timeout) {
+            connection.taken = Instant::now();
             return Ok(connection);
         }
         let connect = async {
@@ -152,6 +156,8 @@ impl MySql {
             if conn.query_drop(SESSION).await.is_err() {
                 conn.query_drop(SESSION_MARIADB).await?;
             }
+            let idle = (2 * self.timeout).as_secs().max(2);
+            conn.query_drop(format!("SET SESSION wait_timeout = {idle}")).await?;
             let longest = conn.query_first("SELECT @@max_allowed_packet").await?;
             Ok((conn, longest.unwrap_or(STATEMENT_BYTES)))
         };
@@ -159,7 +165,7 @@ impl MySql {
             .await
             .map_err(|_| self.again("no connection in time"))?
             .map_err(|error: Error| self.judge(&error))?;
-        Ok(Connection { conn, longest, positions: HashMap::new() })
+        Ok(Connection { taken: Instant::now(), conn, longest, positions: HashMap::new() })
     }
 
     fn make_table(&self, stream: &StreamId, spec: &StreamSpec) -> Result<Table, SinkError> {

@@ -326,7 +326,15 @@ impl Nats {
                 Ok(_stored_now_or_before) => outcomes.push(Outcome::Delivered),
                 // Somebody else's message came in between: go on from here, expecting nothing.
                 Err(error) if error.kind() == PublishErrorKind::WrongLastMessageId && index > 0 => return,
-                Err(error) => return outcomes.push(self.judge(&error, subject)),
+                Err(error) => {
+                    // A wire that fell silent is found out by nobody else for minutes.
+                    if error.kind() == PublishErrorKind::TimedOut
+                        && let Err(error) = context.client().force_reconnect().await
+                    {
+                        tracing::debug!(output = %self.name, %error, "cannot connect anew");
+                    }
+                    return outcomes.push(self.judge(&error, subject));
+                }
             }
         }
         if let Some(error) = unsent {

@@ -144,32 +144,34 @@ impl Postgres {
         if let Some(connection) = slot.take().filter(|connection| !connection.client.is_closed()) {
             return Ok(connection);
         }
+        // A commit must last before the lane hears of it. A transaction of ours that a broken wire left open would hold the
+        // position for as long as the server believes in the connection.
+        let set = format!(
+            "SET statement_timeout = {ms}; SET idle_in_transaction_session_timeout = {ms}; SET client_min_messages = warning; \
+             SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'",
+            ms = self.timeout.as_millis()
+        );
         let connect = async {
-            match &self.tls {
+            let client = match &self.tls {
                 None => {
                     let (client, connection) = self.config.connect(NoTls).await?;
                     // Its error is told to whoever uses the client.
                     tokio::spawn(connection);
-                    Ok(client)
+                    client
                 }
                 Some(tls) => {
                     let (client, connection) = self.config.connect(tls.clone()).await?;
                     tokio::spawn(connection);
-                    Ok(client)
+                    client
                 }
-            }
+            };
+            client.batch_execute(&set).await?;
+            Ok(client)
         };
         let client = tokio::time::timeout(CONNECT_TIMEOUT, connect)
             .await
             .map_err(|_| self.again("no connection in time"))?
             .map_err(|error: tokio_postgres::Error| self.judge(&error))?;
-        // A commit must last before the lane hears of it.
-        let set = format!(
-            "SET statement_timeout = {}; SET client_min_messages = warning; \
-             SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'",
-            self.timeout.as_millis()
-        );
-        client.batch_execute(&set).await.map_err(|error| self.judge(&error))?;
         Ok(Connection { client, statements: HashMap::new(), positions: HashMap::new() })
     }
 

@@ -299,7 +299,7 @@ async fn cuts(place: impl Place) {
     let sink = open(kind, &table, Path::new(".")).await.unwrap();
     sink.prepare(&stream(), &spec()).await.unwrap();
     let (mut from, mut holds, batch) = (1, BTreeSet::new(), sink.shape().batch as u64);
-    for round in 0..crate::harness::belt::times(6, 60) {
+    for round in 0..crate::harness::belt::times(3, 60) {
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let failed = Arc::new(tokio::sync::Notify::new());
         let (to, fails) = (sink.clone(), failed.clone());

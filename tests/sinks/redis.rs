@@ -12,7 +12,10 @@ struct Redis(Server, &'static str);
 impl Redis {
     async fn client(&self) -> ::redis::aio::MultiplexedConnection {
         let client = ::redis::Client::open(url(&self.0)).unwrap();
-        until("Redis to answer", || async { client.get_multiplexed_async_connection().await.ok() }).await
+        // All that there is may be much.
+        let config = ::redis::AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(20)));
+        until("Redis to answer", || async { client.get_multiplexed_async_connection_with_config(&config).await.ok() })
+            .await
     }
 
     async fn entries(&self) -> Vec<(String, Vec<(String, Vec<u8>)>)> {
