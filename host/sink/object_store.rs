@@ -123,7 +123,7 @@ impl Objects {
         };
         let path = options.text("path")?.unwrap_or_else(|| "{plugin}/{stream}/chain={chain}".into());
         let rest = super::filled_alike(&path, "").replace("{date}", "").replace("{hour}", "");
-        if rest.contains(['{', '}']) || path.starts_with(['/', '_']) || Path::parse(&rest.replace("//", "/")).is_err() {
+        if rest.contains(['{', '}']) || path.starts_with(['/', '_']) || Path::parse(rest.replace("//", "/")).is_err() {
             return Err(options.refused(
                 "path must be folders parted by '/'; {plugin}, {stream}, {chain}, {date} and {hour} are filled in",
             ));
