@@ -89,6 +89,14 @@ pub fn peers(args: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Each destination beside its bare client: outside of every other chore, since it needs all servers and minutes.
+pub fn sinks(args: &[String]) -> Result<()> {
+    let missing = step("setup", || Ok(setup::install()))?;
+    run(cargo(["bench", "--bench", "sinks", "--"]).args(args))?;
+    say_missing(&missing);
+    Ok(())
+}
+
 /// The benchmarks' plugin is part of the program, so that it measures where there is no Rust toolchain.
 pub fn filter(_args: &[String]) -> Result<()> {
     run(&mut cargo(["build", "--release", "--target", "wasm32-unknown-unknown", "--package", "filter"]))?;

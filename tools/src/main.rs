@@ -60,6 +60,12 @@ const CHORES: &[Chore] = &[
         help: "beside what users would pick instead, on a real chain",
         run: chores::peers,
     },
+    Chore {
+        name: "sinks",
+        args: "[NAME...] [--smoke]",
+        help: "each destination beside its client library in a bare loop, on servers of this machine",
+        run: chores::sinks,
+    },
     Chore { name: "nightly", args: "", help: "the long variants of the random tests", run: chores::nightly },
     Chore {
         name: "corpus",
