@@ -425,7 +425,13 @@ impl Stand<'_> {
         let routed = journal.tracks().expect("the track is there").into_iter();
         let routed = routed.map(|track| Routed { track, when: When::Latest }).collect();
         let (_routes, routed) = watch::channel(Arc::new(routed));
-        let settings = Settings { output: output(), kind: self.case.kind.into(), attempts: 3, stop_on_refused: false };
+        let settings = Settings {
+            output: output(),
+            kind: self.case.kind.into(),
+            attempts: 3,
+            stop_on_refused: false,
+            disable_after: Duration::MAX,
+        };
         let lane = Lane::start(settings, counted.clone(), journal, routed);
         tokio::time::timeout(PATIENCE, counted.over.notified()).await.expect("all is delivered");
         lane.stop().await;

@@ -193,7 +193,7 @@ impl Bare for Produce {
 struct Mqtt(Server);
 
 pub async fn mqtt() -> Option<Box<dyn Place>> {
-    Some(Box::new(Mqtt(Server::mosquitto(&[]).await?)))
+    Some(Box::new(Mqtt(Server::mosquitto(&["allow_anonymous true"]).await?)))
 }
 
 #[async_trait::async_trait]
@@ -202,7 +202,11 @@ impl Place for Mqtt {
         format!("url = 'mqtt://127.0.0.1:{}'", self.0.port)
     }
     async fn bare(&self) -> Box<dyn Bare> {
-        let (client, mut events) = AsyncClient::new(MqttOptions::new("bare", "127.0.0.1", self.0.port), 100);
+        let (mut options, mut network) =
+            (MqttOptions::new("bare", "127.0.0.1", self.0.port), rumqttc::NetworkOptions::new());
+        network.set_tcp_nodelay(true);
+        options.set_network_options(network);
+        let (client, mut events) = AsyncClient::new(options, 100);
         let (say, acknowledged) = tokio::sync::mpsc::unbounded_channel();
         let task = tokio::spawn(async move {
             loop {

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, Packet, PubAckReason, Publish, PublishProperties};
 use rumqttc::v5::{AsyncClient, ConnectionError, Event, MqttOptions};
-use rumqttc::{Outgoing, TlsConfiguration, Transport};
+use rumqttc::{NetworkOptions, Outgoing, TlsConfiguration, Transport};
 use tokio::sync::{Mutex, mpsc};
 
 use super::cloudevent::{self, Mode};
@@ -103,12 +103,16 @@ impl Mqtt {
         let client_id = options.text("client_id")?.unwrap_or(default);
         let batch = options.number("batch", 100, 1..=10_000)?;
         let timeout = Duration::from_millis(options.number("timeout_ms", 10_000, 1..=600_000)?);
+        let mut network = NetworkOptions::new();
+        network.set_tcp_nodelay(true);
         let mut mqtt = MqttOptions::new(client_id, host, port);
         mqtt.set_keep_alive(KEEP_ALIVE)
             .set_clean_start(true)
             .set_connection_timeout(timeout.as_secs().max(1))
             .set_max_packet_size(Some(LARGEST_PACKET))
-            .set_outgoing_inflight_upper_limit(batch as u16);
+            .set_outgoing_inflight_upper_limit(batch as u16)
+            // The last packet of a batch would wait for the acknowledgement of those before it, 40 ms.
+            .set_network_options(network);
         match (options.text("username")?, options.secret("password_env", "password_file")?) {
             (Some(user), Some(password)) => drop(mqtt.set_credentials(user, password.expose())),
             (None, None) => {}

@@ -265,9 +265,14 @@ impl Postgres {
     ) -> Result<(), Fault> {
         let insert = prepared(connection, &table.insert).await?;
         let retract = prepared(connection, &table.retract).await?;
+        let key = "journal = $1 AND output = $2 AND stream = $3 AND chain = $4";
+        let positions = self.positions_table();
+        let lock = format!("SELECT \"offset\" FROM {positions} WHERE {key} FOR UPDATE");
+        let lock = prepared(connection, &lock).await?;
+        let update = prepared(connection, &format!("UPDATE {positions} SET \"offset\" = $5 WHERE {key}")).await?;
         let known = connection.positions.remove(track);
         let mut transaction = connection.client.transaction().await.map_err(fault)?;
-        let now = self.lock_position(&transaction, track).await?;
+        let now = self.lock_position(&transaction, &lock, track).await?;
         if let Some(known) = known.filter(|known| *known != now) {
             return Err(Fault::Now(format!(
                 "the position of {} was moved from {known:?} to {now:?} by somebody else; is a second process delivering?",
@@ -301,10 +306,6 @@ impl Postgres {
         let reached = table::reached(work.batch, &outcomes).and_then(|offset| i64::try_from(offset).ok());
         let next = reached.max(now);
         if next != now {
-            let update = format!(
-                "UPDATE {} SET \"offset\" = $5 WHERE journal = $1 AND output = $2 AND stream = $3 AND chain = $4",
-                self.positions_table()
-            );
             let [a, b, c, d] = self.key(track);
             transaction.execute(&update, &[&a, &b, &c, &d, &next]).await.map_err(fault)?;
         }
@@ -314,15 +315,17 @@ impl Postgres {
     }
 
     /// The position of a track, which nobody else can move until the transaction ends.
-    async fn lock_position(&self, transaction: &Transaction<'_>, track: &Track) -> Result<Option<i64>, Fault> {
-        let table = self.positions_table();
+    async fn lock_position(
+        &self,
+        transaction: &Transaction<'_>,
+        lock: &Statement,
+        track: &Track,
+    ) -> Result<Option<i64>, Fault> {
         let [a, b, c, d] = self.key(track);
-        let select = format!(
-            "SELECT \"offset\" FROM {table} WHERE journal = $1 AND output = $2 AND stream = $3 AND chain = $4 FOR UPDATE"
-        );
-        if let Some(row) = transaction.query_opt(&select, &[&a, &b, &c, &d]).await.map_err(fault)? {
+        if let Some(row) = transaction.query_opt(lock, &[&a, &b, &c, &d]).await.map_err(fault)? {
             return row.try_get(0).map_err(fault);
         }
+        let table = self.positions_table();
         let insert = format!("INSERT INTO {table} (journal, output, stream, chain) VALUES ($1, $2, $3, $4)");
         transaction.execute(&insert, &[&a, &b, &c, &d]).await.map_err(fault)?;
         Ok(None)
