@@ -114,10 +114,14 @@ impl Server {
         Some(server)
     }
 
-    pub fn rabbitmqctl(&self, arguments: &[&str]) {
-        let mut command = rabbitmq("rabbitmqctl", self.folder(), self.port);
-        let done = command.args(arguments).stdout(Stdio::null()).status().expect("rabbitmqctl runs");
-        assert!(done.success(), "{arguments:?}");
+    /// Until the node is found: Erlang's port mapper is shared with other tests' nodes, which come and go.
+    pub async fn rabbitmqctl(&self, arguments: &[&str]) {
+        super::until(&format!("rabbitmqctl {arguments:?}"), || async {
+            let mut command = rabbitmq("rabbitmqctl", self.folder(), self.port);
+            let done = command.args(arguments).stdout(Stdio::null()).status().expect("rabbitmqctl runs");
+            done.success().then_some(())
+        })
+        .await;
     }
 
     /// Appends every change to a file before it answers.

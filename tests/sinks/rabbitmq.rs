@@ -11,6 +11,7 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Exchange
 use super::*;
 use crate::harness::servers::{PASSWORD, Server, USER};
 
+const SILENCE: Duration = Duration::from_secs(5);
 const QUEUE: &str = "chainweir.whale.large-moves.1";
 
 fn url(server: &Server) -> String {
@@ -69,13 +70,24 @@ impl Reader {
     }
 
     async fn read(url: &str, to: &Mutex<Vec<Message>>) -> lapin::Result<()> {
-        let (_connection, channel) = channel(url).await?;
-        let options = BasicConsumeOptions::default();
-        let mut consumer = channel.basic_consume(QUEUE.into(), "".into(), options, FieldTable::default()).await?;
-        while let Some(message) = consumer.next().await {
+        let begin = async {
+            let (connection, channel) = channel(url).await?;
+            let options = BasicConsumeOptions::default();
+            let consumer = channel.basic_consume(QUEUE.into(), "".into(), options, FieldTable::default()).await?;
+            lapin::Result::Ok((connection, consumer))
+        };
+        // A broker that was killed may leave a connection that says nothing any more, not even that it has ended: after
+        // a silence there is a new one, and what was not acknowledged comes again.
+        let Ok(begun) = tokio::time::timeout(SILENCE, begin).await else { return Ok(()) };
+        let (_connection, mut consumer): (Connection, lapin::Consumer) = begun?;
+        while let Ok(Some(message)) = tokio::time::timeout(SILENCE, consumer.next()).await {
             let message = message?;
-            message.acker.ack(BasicAckOptions::default()).await?;
+            let acker = message.acker.clone();
+            // Read, whether or not the broker hears that it was: a repeat is known by its event.
             to.lock().unwrap().push(message);
+            let heard = tokio::time::timeout(SILENCE, acker.ack(BasicAckOptions::default())).await;
+            let Ok(heard) = heard else { return Ok(()) };
+            heard?;
         }
         Ok(())
     }
@@ -239,7 +251,7 @@ async fn a_rabbitmq_without_memory_is_waited_for_and_gets_each_message_in_order(
     let table = format!("url = '{}'\ntimeout_ms = 60000", url(&server));
     let sink = open("rabbitmq", &table, Path::new(".")).await.unwrap();
     sink.prepare(&stream(), &spec()).await.unwrap();
-    server.rabbitmqctl(&["set_vm_memory_high_watermark", "0.00001"]);
+    server.rabbitmqctl(&["set_vm_memory_high_watermark", "0.00001"]).await;
     for _ in 0..2 {
         let start = Instant::now();
         let outcomes = sink.deliver(&track(), &applies(1..=300)).await;
@@ -250,7 +262,7 @@ async fn a_rabbitmq_without_memory_is_waited_for_and_gets_each_message_in_order(
         assert!(told.is_some(), "{:?}", outcomes.iter().find(|outcome| **outcome != Outcome::Delivered));
         assert!(start.elapsed() < Duration::from_secs(30), "the alarm is told, not waited out");
     }
-    server.rabbitmqctl(&["set_vm_memory_high_watermark", "0.4"]);
+    server.rabbitmqctl(&["set_vm_memory_high_watermark", "0.4"]).await;
     deliver_to_the_end(&*sink, &applies(1..=300)).await;
     let log = take(&channel, QUEUE).await.iter().map(|message| event(&message.data)).collect();
     assert_eq!(without_repeats(log), (1..=300).map(|n| format!("apply {n}")).collect::<Vec<_>>());
@@ -273,9 +285,9 @@ async fn rabbitmq_wants_the_right_password_and_an_exchange_that_is_there() {
     let outcomes = sink.deliver(&track(), &applies(1..=2)).await;
     assert!(matches!(&outcomes[0], Outcome::Retry { why, .. } if !why.contains("hush-hush")), "{outcomes:?}");
     // As soon as the broker knows it.
-    server.rabbitmqctl(&["change_password", USER, "hush-hush"]);
+    server.rabbitmqctl(&["change_password", USER, "hush-hush"]).await;
     sink.prepare(&stream(), &spec()).await.unwrap();
-    server.rabbitmqctl(&["change_password", USER, PASSWORD]);
+    server.rabbitmqctl(&["change_password", USER, PASSWORD]).await;
 
     let sink = open("rabbitmq", &table("right", "exchange = 'shop'\nrouting_key = '{plugin}.{chain}'"), folder.path())
         .await
