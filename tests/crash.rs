@@ -18,17 +18,7 @@ async fn killed_at_any_moment_it_loses_and_doubles_nothing() {
     let Some(mut belt) = Belt::new(seed, via).await else { return };
     belt.load(10, false).await;
     for kill in 0..times(50, 300) {
-        belt.start().await;
-        let life = Duration::from_millis(belt.town.below(600));
-        let process = belt.process.take().expect("it was started");
-        let killed = tokio::spawn(async move {
-            tokio::time::sleep(life).await;
-            process.kill();
-        });
-        // Each request is let end: anvil gives up a reorg half-way when whoever asked for it is gone.
-        while !killed.is_finished() {
-            belt.load(1, true).await;
-        }
+        belt.live_and_die(600).await;
         if kill % 10 == 9 {
             // It goes on from there by itself, and then dies again.
             belt.start().await;
@@ -64,16 +54,7 @@ async fn killed_at_any_moment_no_other_kind_of_output_loses_or_doubles() {
     );
     belt.load(10, false).await;
     for _ in 0..times(20, 100) {
-        belt.start().await;
-        let life = Duration::from_millis(belt.town.below(1_500));
-        let process = belt.process.take().expect("it was started");
-        let killed = tokio::spawn(async move {
-            tokio::time::sleep(life).await;
-            process.kill();
-        });
-        while !killed.is_finished() {
-            belt.load(1, true).await;
-        }
+        belt.live_and_die(1_500).await;
     }
     belt.start().await;
     belt.check().await;

@@ -355,14 +355,6 @@ pub struct JournalSize {
     pub entries: u64,
 }
 
-/// What waits in a track.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Waiting {
-    pub entries: u64,
-    /// Of their payloads, estimated from the first and the last of them.
-    pub bytes: u64,
-}
-
 #[async_trait::async_trait]
 pub trait Journal: Send + Sync + 'static {
     /// A random text, made with the journal: what a destination remembers of another journal does not count.
@@ -405,7 +397,9 @@ pub trait Journal: Send + Sync + 'static {
     fn redo(&self, output: &OutputName, track: TrackId) -> Result<Vec<u64>, JournalError>;
     fn dead(&self, filter: &DeadFilter, after: i64, limit: usize) -> Result<Vec<DeadLetter>, JournalError>;
     /// Entries of a track after an offset.
-    fn backlog(&self, track: TrackId, after: u64) -> Result<Waiting, JournalError>;
+    fn backlog(&self, track: TrackId, after: u64) -> Result<u64, JournalError>;
+    /// Mean bytes of their payloads, of the first and the last of them.
+    fn weight(&self, track: TrackId, after: u64) -> Result<u64, JournalError>;
     /// When an entry was there, or would have been: milliseconds since 1970, some seconds late at most. `None` where it
     /// came a moment ago.
     fn written_ms(&self, offset: u64) -> Result<Option<u64>, JournalError>;

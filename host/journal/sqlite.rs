@@ -20,7 +20,7 @@ use super::schema::{APPLICATION_ID, MIGRATIONS};
 use super::write::{apply, op_from};
 use super::{
     CatchUp, Committed, Consumer, ConsumerId, DeadFilter, DeadLetter, Entry, Journal, JournalError, JournalSize, Marks,
-    Parked, Retracted, TrackId, TrackInfo, Version, Waiting, Write, forget,
+    Parked, Retracted, TrackId, TrackInfo, Version, Write, forget,
 };
 use crate::model::{
     BlockRef, ChainId, ContentType, DeliveryId, Edit, EditId, EmissionId, EventPosition, Member, OutputName,
@@ -726,29 +726,28 @@ impl Journal for SqliteJournal {
         })
     }
 
-    fn backlog(&self, track: TrackId, after: u64) -> Result<Waiting> {
+    fn backlog(&self, track: TrackId, after: u64) -> Result<u64> {
         self.read(|db| {
-            let entries: u64 = db
-                .prepare_cached("SELECT count(*) FROM entry WHERE track = ?1 AND offset > ?2")?
-                .query_row(params![track.0, after], |r| r.get(0))?;
-            if entries == 0 {
-                return Ok(Waiting::default());
-            }
+            db.prepare_cached("SELECT count(*) FROM entry WHERE track = ?1 AND offset > ?2")?
+                .query_row(params![track.0, after], |r| r.get(0))
+        })
+    }
+
+    fn weight(&self, track: TrackId, after: u64) -> Result<u64> {
+        let some = |order: &str| {
+            format!(
+                "SELECT * FROM (SELECT coalesce(length(payload), 0) AS bytes FROM entry WHERE track = ?1 AND offset > ?2
+                 ORDER BY offset {order} LIMIT 50)"
+            )
+        };
+        self.read(|db| {
             // A million lengths are not read each second.
-            let some = |order: &str| {
-                format!(
-                    "SELECT coalesce(length(payload), 0) AS bytes FROM (SELECT payload FROM entry WHERE track = ?1
-                     AND offset > ?2 ORDER BY offset {order} LIMIT 50)"
-                )
-            };
-            let mean: f64 = db
-                .prepare_cached(&format!(
-                    "SELECT avg(bytes) FROM (SELECT * FROM ({}) UNION ALL SELECT * FROM ({}))",
-                    some(""),
-                    some("DESC")
-                ))?
-                .query_row(params![track.0, after], |r| r.get(0))?;
-            Ok(Waiting { entries, bytes: (mean * entries as f64) as u64 })
+            let mean = format!(
+                "SELECT CAST(coalesce(avg(bytes), 0) AS INTEGER) FROM ({} UNION ALL {})",
+                some(""),
+                some("DESC")
+            );
+            db.prepare_cached(&mean)?.query_row(params![track.0, after], |r| r.get(0))
         })
     }
 

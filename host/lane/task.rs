@@ -857,9 +857,9 @@ impl Task {
         // What is not in hand weighs what the first and the last of its track do.
         let mut unweighed: Vec<(TrackId, u64, u64)> = vec![];
         for (id, track) in routed() {
-            let (in_hand, others) = track.waiting();
-            backlog.entries += in_hand.entries + others;
-            backlog.bytes += in_hand.bytes;
+            let (in_hand, bytes, others) = track.waiting();
+            backlog.entries += in_hand + others;
+            backlog.bytes += bytes;
             unweighed.extend(track.oldest().filter(|_| others > 0).map(|oldest| (*id, oldest, others)));
         }
         let mut oldest = routed().filter_map(|(_, t)| t.oldest()).min();
@@ -872,16 +872,15 @@ impl Task {
                 backlog.entries += journal.parked(&output, track)?.len() as u64;
             }
             for (track, after) in behind {
-                let waiting = journal.backlog(track, after)?;
-                backlog.entries += waiting.entries;
-                backlog.bytes += waiting.bytes;
-                if waiting.entries > 0 {
+                let count = journal.backlog(track, after)?;
+                if count > 0 {
+                    backlog.entries += count;
+                    unweighed.push((track, after + 1, count));
                     oldest = Some(oldest.map_or(after + 1, |oldest: u64| oldest.min(after + 1)));
                 }
             }
             for (track, first, count) in unweighed {
-                let all = journal.backlog(track, first - 1)?;
-                backlog.bytes += count * (all.bytes / all.entries.max(1));
+                backlog.bytes += count * journal.weight(track, first - 1)?;
             }
             if let Some(oldest) = oldest {
                 let since = journal.written_ms(oldest)?;

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::Routed;
 use super::due::{Due, due};
-use crate::journal::{Entry, Marks, Parked, Waiting};
+use crate::journal::{Entry, Marks, Parked};
 use crate::model::{Delivery, DeliveryId, Emission, OutputName, StreamId};
 
 /// Deliveries held in memory per track, or two of its sink's batches, and their payloads' bytes: 1,024 and 8 MiB.
@@ -193,12 +193,11 @@ impl TrackLane {
         true
     }
 
-    /// Deliveries that are due and not settled, as far as the track has been read: those in hand with their bytes, and
+    /// Deliveries that are due and not settled, as far as the track has been read: those in hand and their bytes, and
     /// the others.
-    pub fn waiting(&self) -> (Waiting, u64) {
+    pub fn waiting(&self) -> (u64, u64, u64) {
         let parked: u64 = self.parked.values().map(|key| 1 + key.left.count).sum();
-        let in_hand = Waiting { entries: self.live as u64, bytes: self.live_bytes as u64 };
-        (in_hand, (self.redo.len() + self.redo_taken.len()) as u64 + parked)
+        (self.live as u64, self.live_bytes as u64, (self.redo.len() + self.redo_taken.len()) as u64 + parked)
     }
 
     /// The offset of the first of them that was not put back by a person.

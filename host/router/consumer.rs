@@ -57,18 +57,40 @@ pub struct Consumer {
 /// The share of a limit at which a warning is said.
 const NEAR: f64 = 0.8;
 
-/// How much of the nearest limit is used up, and how to say it of an output.
-fn fullness(limits: &JournalConfig, waiting: &Backlog) -> (f64, String) {
-    let of = |what: &str, key: &str, value: u64, most: u64| {
-        (value as f64 / most as f64, format!("has {value} {what} waiting ([journal] {key} = {most})"))
-    };
-    let entries = of("deliveries", "backlog_limit", waiting.entries, limits.backlog_limit);
-    let bytes = of("bytes", "backlog_bytes", waiting.bytes, limits.backlog_bytes);
-    let age = limits.backlog_age.map(|most| {
-        let age = waiting.age.as_secs();
-        (age as f64 / most as f64, format!("has had one waiting for {age} s ([journal] backlog_age = {most})"))
-    });
-    [Some(bytes), age].into_iter().flatten().fold(entries, |most, one| if one.0 > most.0 { one } else { most })
+/// The limit that an output's backlog is nearest to. Asked for at every step: it becomes words only where it is said.
+struct Fullness {
+    key: &'static str,
+    value: u64,
+    most: u64,
+}
+
+impl Fullness {
+    fn of(limits: &JournalConfig, waiting: &Backlog) -> Self {
+        let limit = |key, value, most| Self { key, value, most };
+        let bytes = limit("backlog_bytes", waiting.bytes, limits.backlog_bytes);
+        let age = limits.backlog_age.map(|most| limit("backlog_age", waiting.age.as_secs(), most));
+        let entries = limit("backlog_limit", waiting.entries, limits.backlog_limit);
+        [Some(bytes), age]
+            .into_iter()
+            .flatten()
+            .fold(entries, |most, one| if one.share() > most.share() { one } else { most })
+    }
+
+    fn share(&self) -> f64 {
+        self.value as f64 / self.most as f64
+    }
+}
+
+impl std::fmt::Display for Fullness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { key, value, most } = self;
+        match *key {
+            "backlog_age" => write!(f, "has had one waiting for {value} s")?,
+            "backlog_bytes" => write!(f, "has {value} bytes waiting")?,
+            _ => write!(f, "has {value} deliveries waiting")?,
+        }
+        write!(f, " ([journal] {key} = {most})")
+    }
 }
 
 impl Router {
@@ -103,19 +125,19 @@ impl Router {
     pub(super) fn full_output(&self, plugin: &PluginName) -> Option<String> {
         let feeds = |output| self.config.routes.iter().any(|r| r.to.contains(output) && r.from.plugin() == plugin);
         self.lanes.iter().filter(|(output, _)| feeds(output)).find_map(|(output, (lane, _))| {
-            let (share, what) = fullness(&self.config.journal, &lane.waiting());
-            (share >= 1.0).then(|| format!("output '{output}' {what}"))
+            let full = Fullness::of(&self.config.journal, &lane.waiting());
+            (full.share() >= 1.0).then(|| format!("output '{output}' {full}"))
         })
     }
 
     /// Says once of each output that it comes near to where its plugins pause.
     pub(super) fn warn_of_backlogs(&mut self) {
         for (output, (lane, _)) in &self.lanes {
-            let (share, what) = fullness(&self.config.journal, &lane.waiting());
-            if share < NEAR {
+            let full = Fullness::of(&self.config.journal, &lane.waiting());
+            if full.share() < NEAR {
                 self.near_full.remove(output);
             } else if self.near_full.insert(output.clone()) {
-                tracing::warn!(%output, "it {what}: at that limit the plugins that feed it pause until it has caught up");
+                tracing::warn!(%output, "it {full}: at that limit the plugins that feed it pause until it has caught up");
             }
         }
     }

@@ -35,7 +35,7 @@ pub(super) fn lines(app: App, ask: Ask, after: u64, limit: usize, last: u64, pla
             read_page(&rest.app, &rest.ask, rest.after).await.map_err(|Problem(_, why)| std::io::Error::other(why))?;
         rest.after = page.next;
         let mut text = Vec::new();
-        for item in page.items.iter().take(rest.left).take_while(|item| item.cursor <= last) {
+        for item in page.items.iter().take(rest.left).take_while(|item| item.delivery.offset <= last) {
             text.extend_from_slice(&item.event);
             text.push(b'\n');
         }
@@ -45,22 +45,22 @@ pub(super) fn lines(app: App, ask: Ask, after: u64, limit: usize, last: u64, pla
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(chunks)).into_response()
 }
 
-/// What there is after the cursor, as far as one file goes; the header `chainweir-next` says where the next begins.
-pub(super) async fn parquet(app: &App, ask: &Ask, mut after: u64, spec: StreamSpec) -> Result<Response, Problem> {
+/// What there is after the cursor up to `last`, as far as one file goes; the header `chainweir-next` says where the next begins.
+pub(super) async fn parquet(
+    app: &App,
+    ask: &Ask,
+    mut after: u64,
+    last: u64,
+    spec: StreamSpec,
+) -> Result<Response, Problem> {
     let (mut deliveries, mut bytes) = (Vec::new(), 0);
-    loop {
-        let ask = Ask { limit: ask.limit - deliveries.len(), bytes: ask.bytes - bytes, ..ask.clone() };
+    let (limit, most) = (ask.limit, ask.bytes);
+    while after < last && deliveries.len() < limit && bytes < most {
+        let ask = Ask { limit: limit - deliveries.len(), bytes: most - bytes, ..ask.clone() };
         let page = read_page(app, &ask, after).await?;
-        let moved = page.next > after;
         after = page.next;
         bytes += page.items.iter().map(|item| item.event.len()).sum::<usize>();
-        let found = page.items.len();
         deliveries.extend(page.items.into_iter().map(|item| item.delivery));
-        // With a filter a page may be empty, and there be more.
-        let more = found > 0 || ask.is_filtered() && moved;
-        if !more || deliveries.len() >= MOST_ROWS || ask.limit == found || bytes >= MOST_BYTES {
-            break;
-        }
     }
     let made = tokio::task::spawn_blocking(move || {
         let layout = Layout::of(&spec, Retract::Append);

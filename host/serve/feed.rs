@@ -175,7 +175,7 @@ pub(super) async fn stream(
             let spec = tracks.iter().find(|t| t.stream == stream).map_or_else(bare, |t| t.spec.clone());
             // A file takes its time to make: it has a place as those have who wait.
             let _place = place.map_err(full)?;
-            return download::parquet(&app, &ask(limit, download::MOST_BYTES), after, spec).await;
+            return download::parquet(&app, &ask(limit, download::MOST_BYTES), after, last, spec).await;
         }
         Format::Json | Format::Events => {}
     }
@@ -384,7 +384,8 @@ fn sse(page: &Page) -> Vec<u8> {
     let mut head = String::new();
     for item in &page.items {
         head.clear();
-        write!(head, "id: {}\nevent: {}\ndata: ", item.cursor, item.op.as_str()).expect("a text takes any text");
+        write!(head, "id: {}\nevent: {}\ndata: ", item.delivery.offset, item.delivery.op.as_str())
+            .expect("a text takes any text");
         text.extend_from_slice(head.as_bytes());
         text.extend_from_slice(&item.event); // one line: the encoder promises it
         text.extend_from_slice(b"\n\n");

@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use crate::journal::{Entry, Journal, JournalError, TrackInfo};
-use crate::model::{ChainId, Delivery, DeliveryId, Emission, Op, StreamId};
+use crate::model::{ChainId, Delivery, DeliveryId, Emission, StreamId};
 use crate::sink::cloudevent;
 
 /// Entries of a track that are read at once.
@@ -38,15 +38,13 @@ impl Ask {
     }
 
     /// Whether `takes` leaves anything out.
-    pub(super) fn is_filtered(&self) -> bool {
+    fn is_filtered(&self) -> bool {
         self.lane_key.is_some() || self.blocks.is_some()
     }
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct Item {
-    pub cursor: u64,
-    pub op: Op,
     pub delivery: Delivery,
     /// The CloudEvent: one line of JSON.
     pub event: Vec<u8>,
@@ -118,15 +116,14 @@ fn page(journal: &dyn Journal, ask: &Ask, after: u64) -> Result<Page, JournalErr
             .min_by_key(|(offset, _)| *offset);
         let Some((_, source)) = first else { return Ok(Page { items, next: after.max(tail) }) };
         let entry = source.waiting.pop_front().expect("its first entry was looked at just now");
-        let (cursor, op) = (entry.offset, entry.op);
-        (last, looked_at) = (cursor, looked_at + 1);
+        (last, looked_at) = (entry.offset, looked_at + 1);
         if !ask.takes(&entry) {
             continue;
         }
-        let delivery = delivery(DeliveryId::of(entry.emission, None, op), &source.track.stream, entry);
+        let delivery = delivery(DeliveryId::of(entry.emission, None, entry.op), &source.track.stream, entry);
         let event = cloudevent::encode(&delivery);
         bytes += event.len();
-        items.push(Item { cursor, op, delivery, event });
+        items.push(Item { delivery, event });
     }
     Ok(Page { items, next: last })
 }

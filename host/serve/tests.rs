@@ -143,7 +143,10 @@ impl Journal for Memory {
     fn redo(&self, _: &OutputName, _: TrackId) -> Read<Vec<u64>> {
         unreachable!()
     }
-    fn backlog(&self, _: TrackId, _: u64) -> Read<crate::journal::Waiting> {
+    fn backlog(&self, _: TrackId, _: u64) -> Read<u64> {
+        unreachable!()
+    }
+    fn weight(&self, _: TrackId, _: u64) -> Read<u64> {
         unreachable!()
     }
     fn written_ms(&self, _: u64) -> Read<Option<u64>> {
@@ -241,7 +244,7 @@ fn a_cursor_before_the_window_is_told_so_and_the_beginning_is_where_it_begins() 
     }
     let ask =
         Ask { stream: "p.s".parse().unwrap(), chain: None, lane_key: None, blocks: None, limit: 10, bytes: 100_000 };
-    let cursors = |page: Page| page.items.iter().map(|i| i.cursor).collect::<Vec<_>>();
+    let cursors = |page: Page| page.items.iter().map(|i| i.delivery.offset).collect::<Vec<_>>();
     assert_eq!(cursors(page(&journal, &ask, 0)), [1, 2, 3, 4, 5]);
     journal.window.store(3, std::sync::atomic::Ordering::Relaxed);
     assert_eq!(cursors(page(&journal, &ask, 0)), [4, 5]);
@@ -290,7 +293,7 @@ proptest! {
                 break;
             }
             after = page.next;
-            seen.extend(page.items.iter().map(|i| i.cursor));
+            seen.extend(page.items.iter().map(|i| i.delivery.offset));
         }
         let entries = journal.entries.lock().unwrap();
         let ours = |t: &TrackId| t.0 < 3 && chain.is_none_or(|c| c.0 == t.0 as u64 + 1);

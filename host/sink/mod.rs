@@ -192,6 +192,11 @@ fn retry_all(count: usize, why: &str) -> Vec<Outcome> {
     vec![Outcome::Retry { why: why.to_owned(), after: None }; count]
 }
 
+/// The rest of a batch of `count` waits for the one before it.
+fn rest_waits(outcomes: &mut Vec<Outcome>, count: usize) {
+    outcomes.extend(retry_all(count - outcomes.len(), "waits for the one before it"));
+}
+
 /// Deliveries for the kinds' own tests.
 #[cfg(test)]
 mod samples {

@@ -309,7 +309,7 @@ impl Sink for Mqtt {
         if outcomes.len() < batch.len() && outcomes.len() == done {
             outcomes.push(late);
         }
-        outcomes.extend(super::retry_all(batch.len() - outcomes.len(), "waits for the one before it"));
+        super::rest_waits(&mut outcomes, batch.len());
         outcomes
     }
 }

@@ -390,7 +390,7 @@ impl Sink for Nats {
             // At least one outcome each time: the first message of a go expects nothing.
             self.publish(&context, &subject, batch, highest, &mut outcomes).await;
             if matches!(outcomes.last(), Some(Outcome::Retry { .. })) {
-                outcomes.extend(super::retry_all(batch.len() - outcomes.len(), "waits for the one before it"));
+                super::rest_waits(&mut outcomes, batch.len());
             }
         }
         let stored = batch.iter().zip(&outcomes).rfind(|(_, outcome)| **outcome == Outcome::Delivered);

@@ -397,9 +397,10 @@ impl Sink for RabbitMq {
                 Err(_) => break format!("{}: no confirm within {} ms", self.place, self.timeout.as_millis()),
             }
         };
-        let left = batch.len() - outcomes.len();
-        outcomes.extend((left > 0).then_some(Outcome::Retry { why, after: None }));
-        outcomes.extend(super::retry_all(left.saturating_sub(1), "waits for the one before it"));
+        if outcomes.len() < batch.len() {
+            outcomes.push(Outcome::Retry { why, after: None });
+        }
+        super::rest_waits(&mut outcomes, batch.len());
         outcomes
     }
 }

@@ -249,7 +249,7 @@ impl Sink for Webhook {
                 Outcome::Refused { .. } if part.len() > 1 => size = part.len() / 2,
                 again @ Outcome::Retry { .. } => {
                     outcomes.push(again);
-                    outcomes.extend(super::retry_all(rest.len() - 1, "waits for the one before it"));
+                    super::rest_waits(&mut outcomes, batch.len());
                 }
                 outcome => {
                     outcomes.extend(vec![outcome; part.len()]);

@@ -166,6 +166,21 @@ when = "finalized"
         self.process.take().expect("it was started").kill();
     }
 
+    /// Started, and under load killed at a random moment of its first so many milliseconds.
+    pub async fn live_and_die(&mut self, most_ms: u64) {
+        self.start().await;
+        let life = std::time::Duration::from_millis(self.town.below(most_ms));
+        let process = self.process.take().expect("it was started");
+        let killed = tokio::spawn(async move {
+            tokio::time::sleep(life).await;
+            process.kill();
+        });
+        // Each request is let end: anvil gives up a reorg half-way when whoever asked for it is gone.
+        while !killed.is_finished() {
+            self.load(1, true).await;
+        }
+    }
+
     /// Blocks with transfers, and now and then a reorg of 1 to 32 blocks.
     pub async fn load(&mut self, blocks: u64, reorgs: bool) {
         for _ in 0..blocks {
