@@ -1,6 +1,7 @@
 //! Promise 1 when the process dies: nothing lost, nothing doubled where a destination can know, and the same id where it
 //! cannot.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -48,8 +49,9 @@ async fn killed_at_any_moment_no_other_kind_of_output_loses_or_doubles() {
     belt.more = format!(
         "[output.mysql]\ntype = \"mysql\"\nurl = \"{mysql_url}\"\n[output.redis]\ntype = \"redis\"\nurl = \"{redis_url}\"\n\
          [output.appended]\ntype = \"sqlite\"\npath = \"appended.db\"\nretract = \"append\"\n\
+         [output.newest]\ntype = \"sqlite\"\npath = \"newest.db\"\nkey = [\"token\", \"to\"]\n\
          [output.objects]\ntype = \"object_store\"\nurl = \"file://{}\"\nroll_seconds = 1\n\
-         [[route]]\nfrom = \"erc20-transfers.transfers\"\nto = [\"mysql\", \"redis\", \"appended\", \"objects\"]\n",
+         [[route]]\nfrom = \"erc20-transfers.transfers\"\nto = [\"mysql\", \"redis\", \"appended\", \"newest\", \"objects\"]\n",
         objects.display()
     );
     belt.load(10, false).await;
@@ -98,6 +100,17 @@ async fn killed_at_any_moment_no_other_kind_of_output_loses_or_doubles() {
                      FROM erc20_transfers_transfers a WHERE _op = 'apply' AND NOT EXISTS
                      (SELECT 1 FROM erc20_transfers_transfers r WHERE r._op = 'retract' AND r._emission = a._emission)"#;
         let mut question = db.prepare(net).ok()?;
+        let rows = question.query_map([], |row| Ok(transfer(|at| row.get(at).expect("a text")))).ok()?;
+        Some(sorted(rows.flatten()))
+    })
+    .await;
+    // Sorted by block and index: the last of each token and receiver stays.
+    let newest: BTreeMap<_, _> = truth.iter().map(|t| ((t.token, t.to), t.clone())).collect();
+    waited("the newest rows", &sorted(newest.into_values()), || async {
+        let db = rusqlite::Connection::open(belt.dir().join("newest.db")).ok()?;
+        let rows = r#"SELECT cast(_block AS text), cast(log_index AS text), _block_hash, tx, token, "from", "to", value
+                      FROM erc20_transfers_transfers"#;
+        let mut question = db.prepare(rows).ok()?;
         let rows = question.query_map([], |row| Ok(transfer(|at| row.get(at).expect("a text")))).ok()?;
         Some(sorted(rows.flatten()))
     })

@@ -16,8 +16,9 @@ use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, DriverError, Error, IoError, Opts, OptsBuilder, SslOpts, TxOpts, Value as Sql};
 use tokio::sync::Mutex;
 
+use super::newest::{self, Keys, Newest};
 use super::options::Options;
-use super::table::{self, Fault, Layout, Refused, Retract, Sort, Value, Work};
+use super::table::{self, Fault, LONGEST_KEY, Layout, ROW_KEY, Refused, Retract, Rules, Sort, Value, Work};
 use super::{Kind, Open, Shape, Sink, SinkError, Track};
 use crate::model::{Delivery, Op, Outcome, OutputName, StreamId, StreamSpec};
 
@@ -32,6 +33,8 @@ pub const KIND: Kind = Kind {
         ("ca_file", "PEM file with the certificate authorities to trust, with tls"),
         ("table", "name of a stream's table, with {plugin} and {stream}; {plugin}_{stream}"),
         ("retract", "delete or mark the row of a retracted emission, or append a row that says so; delete"),
+        ("key", "columns by which a newer row takes the place of an earlier one, as [\"token\", \"owner\"]; none"),
+        ("keep_blocks", "with key: blocks for which an earlier row is kept, to come back after a reorg; 10000"),
         ("batch", "most rows in one transaction; 1000"),
         ("timeout_ms", "time for a transaction; 30000"),
     ],
@@ -41,12 +44,16 @@ pub const KIND: Kind = Kind {
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// From here on a statement takes no more rows: far below the server's `max_allowed_packet`, of which 16 MiB is the least default in use.
 const STATEMENT_BYTES: usize = 1 << 20;
+/// Of a table of newest rows, looked up in one statement.
+const KEYS_AT_ONCE: usize = 50;
 /// What is written means the same on every server: no silent cutting of a value, a backslash escapes, and times are UTC.
 const SESSION: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', time_zone = '+00:00', \
                        transaction_isolation = 'REPEATABLE-READ'";
 const SESSION_MARIADB: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', time_zone = '+00:00', \
                                tx_isolation = 'REPEATABLE-READ'";
 const TABLE_OPTIONS: &str = "ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin";
+/// Of a text that is compared with a column.
+const COLLATE: &str = " COLLATE utf8mb4_bin";
 
 struct MySql {
     name: OutputName,
@@ -54,8 +61,7 @@ struct MySql {
     opts: Opts,
     /// Host and port, for messages.
     place: String,
-    template: String,
-    retract: Retract,
+    rules: Rules,
     batch: usize,
     timeout: Duration,
     tables: std::sync::Mutex<HashMap<StreamId, Arc<Table>>>,
@@ -75,6 +81,8 @@ struct Connection {
 /// What is known of a stream's table.
 struct Table {
     bare: String,
+    /// Where rows go: into the table, or its history.
+    written: String,
     layout: Layout,
     /// Up to VALUES.
     insert: String,
@@ -106,14 +114,12 @@ impl MySql {
         if let Some(password) = options.secret("password_env", "password_file")? {
             builder = builder.pass(Some(password.expose()));
         }
-        let (template, retract) = table::options(&options)?;
         Ok(Self {
             name: options.name().clone(),
             journal: options.journal().to_owned(),
             opts: builder.into(),
             place,
-            template,
-            retract,
+            rules: table::options(&options)?,
             batch: options.number("batch", 1_000, 1..=10_000)? as usize,
             timeout: Duration::from_millis(options.number("timeout_ms", 30_000, 1..=3_600_000)?),
             tables: Default::default(),
@@ -169,15 +175,16 @@ impl MySql {
     }
 
     fn make_table(&self, stream: &StreamId, spec: &StreamSpec) -> Result<Table, SinkError> {
-        let bare = table::name(&self.template, stream).map_err(|error| self.refused(&error.to_string()))?;
+        let bare = table::name(&self.rules.template, stream).map_err(|error| self.refused(&error.to_string()))?;
         let taken = self.tables.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some((other, _)) = taken.iter().find(|(other, table)| table.bare == bare && *other != stream) {
             return Err(self.refused(&table::shared(stream, other, &bare)));
         }
-        let layout = Layout::of(spec, self.retract);
+        let layout = self.rules.layout(spec).map_err(|why| self.refused(&why))?;
         let columns = layout.columns.iter().map(|column| quoted(&column.name)).collect::<Vec<_>>().join(", ");
-        let insert = format!("INSERT INTO {} ({columns}) VALUES ", quoted(&bare));
-        Ok(Table { bare, layout, insert })
+        let written = if layout.keyed() { newest::history(&bare) } else { bare.clone() };
+        let insert = format!("INSERT INTO {} ({columns}) VALUES ", quoted(&written));
+        Ok(Table { bare, written, layout, insert })
     }
 
     /// Makes or grows a table. Every statement commits by itself in MySQL; each may be done again.
@@ -189,35 +196,51 @@ impl MySql {
              PRIMARY KEY (journal, output, stream, chain)) {TABLE_OPTIONS}"
         );
         conn.query_drop(positions).await.map_err(judge)?;
-        let select = "SELECT column_name, data_type FROM information_schema.columns \
-                      WHERE table_schema = DATABASE() AND table_name = ?";
-        let has: Vec<(String, String)> = conn.exec(select, (&table.bare,)).await.map_err(judge)?;
         let mut wanted = table.layout.columns.clone();
-        if self.retract == Retract::Mark {
+        if self.rules.retract == Retract::Mark {
             wanted.push(table::Column { name: table::RETRACTED.into(), sort: Sort::Integer });
         }
-        let define = |column: &table::Column| match column.name == table.layout.key() {
-            true => format!("{} varchar(64) NOT NULL PRIMARY KEY", quoted(&column.name)),
-            false => format!("{} {}", quoted(&column.name), type_of(column.sort)),
-        };
-        let change = if has.is_empty() {
-            let columns = wanted.iter().map(define).collect::<Vec<_>>().join(", ");
-            Some(format!("CREATE TABLE {} ({columns}) {TABLE_OPTIONS}", quoted(&table.bare)))
-        } else {
-            let has: Vec<_> = has.into_iter().map(|(name, kind)| (name, whole(&kind).to_owned())).collect();
-            // A key is a varchar, and no text of any length.
-            let key = table.layout.key();
-            let has: Vec<_> = has
-                .into_iter()
-                .map(|(name, kind)| if name == key { (name, type_of(Sort::Text).into()) } else { (name, kind) })
-                .collect();
-            let missing = table::missing(&wanted, &has, type_of, &table.bare).map_err(|why| self.refused(&why))?;
-            let adds = missing.iter().map(|column| format!("ADD COLUMN {}", define(column))).collect::<Vec<_>>();
-            (!adds.is_empty()).then(|| format!("ALTER TABLE {} {}", quoted(&table.bare), adds.join(", ")))
-        };
-        if let Some(change) = change {
-            conn.query_drop(change).await.map_err(judge)?;
-            tracing::info!(output = %self.name, table = table.bare, "made or widened the table");
+        for (bare, key) in newest::tables(&table.bare, &table.layout) {
+            let select = "SELECT column_name, data_type FROM information_schema.columns \
+                          WHERE table_schema = DATABASE() AND table_name = ?";
+            let has: Vec<(String, String)> = conn.exec(select, (&bare,)).await.map_err(judge)?;
+            // What is looked up is a varchar, and no text of any length.
+            let looked_up = |name: &str| name == key || name == ROW_KEY;
+            let define = |column: &table::Column| {
+                let kind = match &*column.name {
+                    ROW_KEY => format!("varchar({LONGEST_KEY}) NOT NULL"),
+                    name if name == key => "varchar(64) NOT NULL".to_owned(),
+                    _ => type_of(column.sort).to_owned(),
+                };
+                format!("{} {kind}{}", quoted(&column.name), if column.name == key { " PRIMARY KEY" } else { "" })
+            };
+            let name = quoted(&bare);
+            let change = if has.is_empty() {
+                let columns = wanted.iter().map(define).collect::<Vec<_>>().join(", ");
+                let index = match table.layout.keyed() && key != ROW_KEY {
+                    true => format!(", KEY newest ({})", newest::ASKED_BY.map(quoted).join(", ")),
+                    false => String::new(),
+                };
+                Some(format!("CREATE TABLE {name} ({columns}{index}) {TABLE_OPTIONS}"))
+            } else {
+                let has = has.into_iter().map(|(name, kind)| match looked_up(&name) {
+                    true => (name, type_of(Sort::Text).to_owned()),
+                    false => (name, whole(&kind).to_owned()),
+                });
+                let missing = table::missing(&wanted, &has.collect::<Vec<_>>(), type_of, &bare)
+                    .map_err(|why| self.refused(&why))?;
+                let adds = missing.iter().map(|column| format!("ADD COLUMN {}", define(column))).collect::<Vec<_>>();
+                (!adds.is_empty()).then(|| format!("ALTER TABLE {name} {}", adds.join(", ")))
+            };
+            if let Some(change) = change {
+                conn.query_drop(change).await.map_err(judge)?;
+                tracing::info!(output = %self.name, table = bare, "made or widened the table");
+            } else if table.layout.keyed() {
+                let select = format!("SELECT {} FROM {name} LIMIT 1", quoted(ROW_KEY));
+                if let Some(key) = conn.query_first::<String, _>(select).await.map_err(judge)? {
+                    newest::made_otherwise(&table.layout, &key, &bare).map_err(|why| self.refused(&why))?;
+                }
+            }
         }
         Ok(())
     }
@@ -285,9 +308,28 @@ impl MySql {
         op: Op,
         run: &[usize],
     ) -> Result<Vec<Refused>, Fault> {
-        let (name, key) = (quoted(&table.bare), quoted(table.layout.key()));
-        if op == Op::Apply || table.layout.appends() {
-            let (rows, refused) = table::rows(batch, run, &table.layout);
+        let (name, key) = (quoted(&table.written), quoted(table.layout.key()));
+        let takes_back = op == Op::Retract && !table.layout.appends();
+        // What is taken back needs no row, but for its key.
+        let (rows, refused) = match takes_back && !table.layout.keyed() {
+            true => Default::default(),
+            false => table::rows(batch, run, &table.layout),
+        };
+        let keys = if table.layout.keyed() { table::keys(&rows) } else { vec![] };
+        if takes_back {
+            for index in run {
+                let delivery = &batch[*index];
+                let (emission, mark) = (delivery.emission.id, quoted(table::RETRACTED));
+                let statement = match self.rules.retract {
+                    Retract::Delete | Retract::Append => format!("DELETE FROM {name} WHERE {key} = '{emission}'"),
+                    Retract::Mark => format!(
+                        "UPDATE {name} SET {mark} = {} WHERE {key} = '{emission}' AND {mark} IS NULL",
+                        delivery.offset
+                    ),
+                };
+                to.query_drop(statement).await.map_err(fault)?;
+            }
+        } else {
             let end = format!(" ON DUPLICATE KEY UPDATE {key} = {key}");
             let mut statement = String::new();
             for row in rows {
@@ -300,21 +342,18 @@ impl MySql {
             if !statement.is_empty() {
                 send(to, longest, statement + &end).await?;
             }
-            return Ok(refused);
         }
-        for index in run {
-            let delivery = &batch[*index];
-            let (emission, mark) = (delivery.emission.id, quoted(table::RETRACTED));
-            let statement = match self.retract {
-                Retract::Delete | Retract::Append => format!("DELETE FROM {name} WHERE {key} = '{emission}'"),
-                Retract::Mark => format!(
-                    "UPDATE {name} SET {mark} = {} WHERE {key} = '{emission}' AND {mark} IS NULL",
-                    delivery.offset
-                ),
-            };
-            to.query_drop(statement).await.map_err(fault)?;
+        let kept_from = run.last().map_or(0, |last| table::kept_from(&batch[*last], self.rules.keep_blocks));
+        // A part of a union for each: in statements of a bounded size.
+        for keys in keys.chunks(KEYS_AT_ONCE) {
+            let keys: Vec<String> = keys.iter().map(|key| Sql::from(key.as_str()).as_sql(false) + COLLATE).collect();
+            let names = (&*quoted(&table.bare), &*name);
+            let newest = Newest::new(names, &table.layout, quoted, Keys::Listed(&keys, kept_from));
+            to.query_drop(newest.upsert).await.map_err(fault)?;
+            to.query_drop(if takes_back { newest.remove } else { newest.forget }).await.map_err(fault)?;
         }
-        Ok(vec![])
+        // What was never there has nothing to be taken back.
+        Ok(if takes_back { vec![] } else { refused })
     }
 
     fn key(&self, track: &Track) -> (String, String, String, String) {

@@ -159,6 +159,20 @@ impl Options {
         Ok(template)
     }
 
+    /// A list of texts; one text is a list of one. No list: an empty one.
+    pub fn words(&self, key: &str) -> Result<Vec<String>, SinkError> {
+        let word = |value: &toml::Value| match value {
+            toml::Value::String(word) if !word.is_empty() => Ok(word.clone()),
+            other => Err(self.wrong(key, "a list of texts in quotes", other)),
+        };
+        match self.get(key) {
+            None => Ok(vec![]),
+            Some(toml::Value::Array(words)) if words.is_empty() => Err(self.refused(&format!("{key} is empty"))),
+            Some(toml::Value::Array(words)) => words.iter().map(word).collect(),
+            Some(one) => Ok(vec![word(one)?]),
+        }
+    }
+
     /// A table of texts.
     pub fn texts(&self, key: &str) -> Result<Vec<(String, String)>, SinkError> {
         match self.get(key) {

@@ -17,8 +17,9 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, NoTls, Statement, Transaction};
 
+use super::newest::{self, Keys, Newest};
 use super::options::Options;
-use super::table::{self, Fault, Layout, Refused, Retract, Run, Sort, Value, Work, quoted};
+use super::table::{self, Fault, Layout, ROW_KEY, Refused, Retract, Rules, Run, Sort, Value, Work, quoted};
 use super::{Kind, Open, Shape, Sink, SinkError, Track};
 use crate::model::{Delivery, Op, Outcome, OutputName, StreamId, StreamSpec};
 
@@ -31,6 +32,8 @@ pub const KIND: Kind = Kind {
         ("schema", "the schema of the tables, made if it is not there; public"),
         ("table", "name of a stream's table, with {plugin} and {stream}; {plugin}_{stream}"),
         ("retract", "delete or mark the row of a retracted emission, or append a row that says so; delete"),
+        ("key", "columns by which a newer row takes the place of an earlier one, as [\"token\", \"owner\"]; none"),
+        ("keep_blocks", "with key: blocks for which an earlier row is kept, to come back after a reorg; 10000"),
         ("batch", "most rows in one transaction; 1000"),
         ("timeout_ms", "time for a transaction; 30000"),
         ("ca_file", "PEM file with the certificate authorities to trust, with sslmode=require"),
@@ -48,8 +51,7 @@ struct Postgres {
     /// Hosts, for messages.
     place: String,
     schema: String,
-    template: String,
-    retract: Retract,
+    rules: Rules,
     batch: usize,
     timeout: Duration,
     tables: std::sync::Mutex<HashMap<StreamId, Arc<Table>>>,
@@ -66,11 +68,21 @@ struct Connection {
 
 /// What is known of a stream's table.
 struct Table {
-    /// With its schema, quoted.
-    name: String,
+    /// Without its schema.
+    bare: String,
     layout: Layout,
     insert: String,
     retract: String,
+    /// With a key. Then the two above are the history's.
+    newest: Option<Newest>,
+}
+
+/// The same, prepared on a connection.
+struct Statements {
+    insert: Statement,
+    retract: Statement,
+    /// To bring the newest rows up to date: what puts them in, takes them out, and forgets.
+    newest: Option<[Statement; 3]>,
 }
 
 impl Postgres {
@@ -103,14 +115,12 @@ impl Postgres {
             tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
         });
         let place = format!("PostgreSQL at {}", hosts.collect::<Vec<_>>().join(", "));
-        let (template, retract) = table::options(&options)?;
         Ok(Self {
             name: options.name().clone(),
             journal: options.journal().to_owned(),
             place,
             schema: options.text("schema")?.unwrap_or_else(|| "public".into()),
-            template,
-            retract,
+            rules: table::options(&options)?,
             batch: options.number("batch", 1_000, 1..=10_000)? as usize,
             timeout: Duration::from_millis(options.number("timeout_ms", 30_000, 1..=3_600_000)?),
             tables: Default::default(),
@@ -180,13 +190,15 @@ impl Postgres {
     }
 
     fn make_table(&self, stream: &StreamId, spec: &StreamSpec) -> Result<Table, SinkError> {
-        let name = table::name(&self.template, stream).map_err(|error| self.refused(&error.to_string()))?;
-        let name = format!("{}.{}", quoted(&self.schema), quoted(&name));
+        let bare = table::name(&self.rules.template, stream).map_err(|error| self.refused(&error.to_string()))?;
         let taken = self.tables.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some((other, _)) = taken.iter().find(|(other, table)| table.name == name && *other != stream) {
-            return Err(self.refused(&table::shared(stream, other, &name)));
+        if let Some((other, _)) = taken.iter().find(|(other, table)| table.bare == bare && *other != stream) {
+            return Err(self.refused(&table::shared(stream, other, &self.within(&bare))));
         }
-        let layout = Layout::of(spec, self.retract);
+        let layout = self.rules.layout(spec).map_err(|why| self.refused(&why))?;
+        let (table, history) = (self.within(&bare), self.within(&newest::history(&bare)));
+        let newest = layout.keyed().then(|| Newest::new((&table, &history), &layout, quoted, Keys::Array));
+        let name = if newest.is_some() { history } else { table };
         let list = |each: &dyn Fn(usize) -> String| (0..layout.columns.len()).map(each).collect::<Vec<_>>().join(", ");
         let insert = format!(
             "INSERT INTO {name} ({}) SELECT {} FROM unnest({}) AS u({}) ON CONFLICT ({}) DO NOTHING",
@@ -197,7 +209,7 @@ impl Postgres {
             quoted(layout.key()),
         );
         let key = quoted(table::KEY);
-        let retract = match self.retract {
+        let retract = match self.rules.retract {
             // Appended ones never come to it.
             Retract::Delete | Retract::Append => {
                 format!("DELETE FROM {name} AS t USING unnest($1::text[], $2::bigint[]) AS u(e, c) WHERE t.{key} = u.e")
@@ -210,10 +222,15 @@ impl Postgres {
                 )
             }
         };
-        Ok(Table { name, layout, insert, retract })
+        Ok(Table { bare, layout, insert, retract, newest })
     }
 
-    /// Makes or grows a table, in one transaction.
+    /// The name of a table in its schema, quoted.
+    fn within(&self, bare: &str) -> String {
+        format!("{}.{}", quoted(&self.schema), quoted(bare))
+    }
+
+    /// Makes or grows a table, and its history, in one transaction.
     async fn evolve(&self, client: &mut Client, table: &Table) -> Result<(), SinkError> {
         let judge = |error: tokio_postgres::Error| self.judge(&error);
         let transaction = client.transaction().await.map_err(judge)?;
@@ -230,26 +247,40 @@ impl Postgres {
             );
             transaction.batch_execute(&make).await.map_err(judge)?;
         }
-        let has = columns(&transaction, &table.name).await.map_err(judge)?;
         let mut wanted = table.layout.columns.clone();
-        if self.retract == Retract::Mark {
+        if self.rules.retract == Retract::Mark {
             wanted.push(table::Column { name: table::RETRACTED.into(), sort: Sort::Integer });
         }
-        let define = |column: &table::Column| {
-            let key = if column.name == table.layout.key() { " PRIMARY KEY" } else { "" };
-            format!("{} {}{key}", quoted(&column.name), type_of(column.sort))
-        };
-        let change = if has.is_empty() {
-            let columns = wanted.iter().map(define).collect::<Vec<_>>().join(", ");
-            Some(format!("CREATE TABLE {} ({columns})", table.name))
-        } else {
-            let missing = table::missing(&wanted, &has, type_of, &table.name).map_err(|why| self.refused(&why))?;
-            let adds = missing.iter().map(|column| format!("ADD COLUMN {}", define(column))).collect::<Vec<_>>();
-            (!adds.is_empty()).then(|| format!("ALTER TABLE {} {}", table.name, adds.join(", ")))
-        };
-        if let Some(change) = change {
-            transaction.batch_execute(&change).await.map_err(judge)?;
-            tracing::info!(output = %self.name, table = table.name, "made or widened the table");
+        for (bare, key) in newest::tables(&table.bare, &table.layout) {
+            let name = self.within(&bare);
+            let has = columns(&transaction, &name).await.map_err(judge)?;
+            let define = |column: &table::Column| {
+                let key = if column.name == key { " PRIMARY KEY" } else { "" };
+                format!("{} {}{key}", quoted(&column.name), type_of(column.sort))
+            };
+            let change = if has.is_empty() {
+                let columns = wanted.iter().map(define).collect::<Vec<_>>().join(", ");
+                let by = newest::ASKED_BY.map(quoted).join(", ");
+                let index = match table.layout.keyed() && key != ROW_KEY {
+                    true => format!("; CREATE INDEX ON {name} ({by})"),
+                    false => String::new(),
+                };
+                Some(format!("CREATE TABLE {name} ({columns}){index}"))
+            } else {
+                let missing = table::missing(&wanted, &has, type_of, &name).map_err(|why| self.refused(&why))?;
+                let adds = missing.iter().map(|column| format!("ADD COLUMN {}", define(column))).collect::<Vec<_>>();
+                (!adds.is_empty()).then(|| format!("ALTER TABLE {name} {}", adds.join(", ")))
+            };
+            if let Some(change) = change {
+                transaction.batch_execute(&change).await.map_err(judge)?;
+                tracing::info!(output = %self.name, table = name, "made or widened the table");
+            } else if table.layout.keyed() {
+                let select = format!("SELECT {ROW_KEY} FROM {name} LIMIT 1");
+                if let Some(row) = transaction.query_opt(&select, &[]).await.map_err(judge)? {
+                    let key: String = row.try_get(0).map_err(judge)?;
+                    newest::made_otherwise(&table.layout, &key, &name).map_err(|why| self.refused(&why))?;
+                }
+            }
         }
         transaction.commit().await.map_err(judge)
     }
@@ -263,8 +294,18 @@ impl Postgres {
         work: &mut Work<'_>,
         one_by_one: bool,
     ) -> Result<(), Fault> {
-        let insert = prepared(connection, &table.insert).await?;
-        let retract = prepared(connection, &table.retract).await?;
+        let statements = Statements {
+            insert: prepared(connection, &table.insert).await?,
+            retract: prepared(connection, &table.retract).await?,
+            newest: match &table.newest {
+                None => None,
+                Some(Newest { upsert, remove, forget }) => Some([
+                    prepared(connection, upsert).await?,
+                    prepared(connection, remove).await?,
+                    prepared(connection, forget).await?,
+                ]),
+            },
+        };
         let key = "journal = $1 AND output = $2 AND stream = $3 AND chain = $4";
         let positions = self.positions_table();
         let lock = format!("SELECT \"offset\" FROM {positions} WHERE {key} FOR UPDATE");
@@ -282,7 +323,7 @@ impl Postgres {
         if one_by_one {
             for (op, run) in work.runs(1) {
                 let savepoint = transaction.transaction().await.map_err(fault)?;
-                match write(&savepoint, &insert, &retract, work.batch, &table.layout, (op, run.clone())).await {
+                match self.write(&savepoint, &statements, work.batch, &table.layout, (op, run.clone())).await {
                     Ok(refused) => {
                         savepoint.commit().await.map_err(fault)?;
                         work.refuse(refused);
@@ -297,7 +338,7 @@ impl Postgres {
         } else {
             // One after another: a retraction must not go before what it retracts.
             for run in work.runs(usize::MAX) {
-                let refused = write(&transaction, &insert, &retract, work.batch, &table.layout, run).await?;
+                let refused = self.write(&transaction, &statements, work.batch, &table.layout, run).await?;
                 work.refuse(refused);
             }
         }
@@ -331,34 +372,51 @@ impl Postgres {
         Ok(None)
     }
 
+    /// Writes a run. What has no row is left out, and told.
+    async fn write(
+        &self,
+        transaction: &Transaction<'_>,
+        Statements { insert, retract, newest }: &Statements,
+        batch: &[Delivery],
+        layout: &Layout,
+        (op, run): Run,
+    ) -> Result<Vec<Refused>, Fault> {
+        let takes_back = op == Op::Retract && !layout.appends();
+        // What is taken back needs no row, but for its key.
+        let (rows, refused) = match takes_back && newest.is_none() {
+            true => Default::default(),
+            false => table::rows(batch, &run, layout),
+        };
+        let keys = newest.as_ref().map(|_| table::keys(&rows));
+        if takes_back {
+            let emissions: Vec<String> = run.iter().map(|index| batch[*index].emission.id.to_string()).collect();
+            let offsets: Vec<Option<i64>> = run.iter().map(|index| i64::try_from(batch[*index].offset).ok()).collect();
+            transaction.execute(retract, &[&emissions, &offsets]).await.map_err(fault)?;
+        } else {
+            let mut columns: Vec<Vec<Option<String>>> =
+                layout.columns.iter().map(|_| Vec::with_capacity(rows.len())).collect();
+            for row in rows {
+                columns.iter_mut().zip(row).for_each(|(column, value)| column.push(as_text(value)));
+            }
+            let values: Vec<&(dyn ToSql + Sync)> = columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
+            transaction.execute(insert, &values).await.map_err(fault)?;
+        }
+        if let (Some([upsert, remove, forget]), Some(keys)) = (newest, keys) {
+            transaction.execute(upsert, &[&keys]).await.map_err(fault)?;
+            if takes_back {
+                transaction.execute(remove, &[&keys]).await.map_err(fault)?;
+            } else if let Some(last) = run.last() {
+                let from = table::kept_from(&batch[*last], self.rules.keep_blocks);
+                transaction.execute(forget, &[&keys, &from]).await.map_err(fault)?;
+            }
+        }
+        // What was never there has nothing to be taken back.
+        Ok(if takes_back { vec![] } else { refused })
+    }
+
     fn key(&self, track: &Track) -> [String; 4] {
         [self.journal.clone(), track.output.to_string(), track.stream.to_string(), track.chain.to_string()]
     }
-}
-
-/// Writes a run. What has no row is left out, and told.
-async fn write(
-    transaction: &Transaction<'_>,
-    insert: &Statement,
-    retract: &Statement,
-    batch: &[Delivery],
-    layout: &Layout,
-    (op, run): Run,
-) -> Result<Vec<Refused>, Fault> {
-    if op == Op::Retract && !layout.appends() {
-        let emissions: Vec<String> = run.iter().map(|index| batch[*index].emission.id.to_string()).collect();
-        let offsets: Vec<Option<i64>> = run.iter().map(|index| i64::try_from(batch[*index].offset).ok()).collect();
-        transaction.execute(retract, &[&emissions, &offsets]).await.map_err(fault)?;
-        return Ok(vec![]);
-    }
-    let (rows, refused) = table::rows(batch, &run, layout);
-    let mut columns: Vec<Vec<Option<String>>> = layout.columns.iter().map(|_| Vec::with_capacity(rows.len())).collect();
-    for row in rows {
-        columns.iter_mut().zip(row).for_each(|(column, value)| column.push(as_text(value)));
-    }
-    let values: Vec<&(dyn ToSql + Sync)> = columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
-    transaction.execute(insert, &values).await.map_err(fault)?;
-    Ok(refused)
 }
 
 async fn prepared(connection: &mut Connection, sql: &str) -> Result<Statement, Fault> {

@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rusqlite::types::ToSqlOutput;
-use rusqlite::{Connection, ErrorCode, OptionalExtension, ToSql, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, ToSql, TransactionBehavior, params};
 
+use super::newest::{self, Keys, Newest};
 use super::options::Options;
-use super::table::{self, Fault, Layout, Retract, Sort, Value, quoted};
+use super::table::{self, Fault, Layout, ROW_KEY, Retract, Rules, Sort, Value, quoted};
 use super::{Kind, Open, Shape, Sink, SinkError, Track};
 use crate::model::{Delivery, Op, Outcome, OutputName, StreamId, StreamSpec};
 
@@ -22,6 +23,8 @@ pub const KIND: Kind = Kind {
         ("path", "the database file; made if it is not there. Not the journal's file"),
         ("table", "name of a stream's table, with {plugin} and {stream}; {plugin}_{stream}"),
         ("retract", "delete or mark the row of a retracted emission, or append a row that says so; delete"),
+        ("key", "columns by which a newer row takes the place of an earlier one, as [\"token\", \"owner\"]; none"),
+        ("keep_blocks", "with key: blocks for which an earlier row is kept, to come back after a reorg; 10000"),
         ("batch", "most rows in one transaction; 500"),
     ],
     open: |open| {
@@ -44,8 +47,7 @@ struct State {
     name: OutputName,
     journal: String,
     path: PathBuf,
-    template: String,
-    retract: Retract,
+    rules: Rules,
     batch: usize,
     connection: Option<Connection>,
     tables: HashMap<StreamId, Table>,
@@ -57,6 +59,8 @@ struct Table {
     layout: Layout,
     insert: String,
     retract: String,
+    /// With a key, and how many blocks its history keeps. Then the two above are the history's.
+    newest: Option<(Newest, u64)>,
 }
 
 const POSITIONS: &str = "CREATE TABLE IF NOT EXISTS chainweir_positions (journal TEXT, output TEXT, stream TEXT, chain TEXT, \
@@ -67,13 +71,11 @@ impl State {
         let options = Options::new(open, KIND.options)?;
         options.need("path", "out/events.db")?;
         let path = options.path("path")?.ok_or_else(|| options.refused("path is missing"))?;
-        let (template, retract) = table::options(&options)?;
         Ok(Self {
             name: options.name().clone(),
             journal: options.journal().to_owned(),
             path,
-            template,
-            retract,
+            rules: table::options(&options)?,
             batch: options.number("batch", 500, 1..=10_000)? as usize,
             connection: None,
             tables: HashMap::new(),
@@ -109,18 +111,22 @@ impl State {
     }
 
     fn prepare(&mut self, stream: &StreamId, spec: &StreamSpec) -> Result<(), SinkError> {
-        let bare = table::name(&self.template, stream).map_err(|error| self.refused(&error.to_string()))?;
-        let name = quoted(&bare);
-        if let Some((other, _)) = self.tables.iter().find(|(other, table)| table.name == name && *other != stream) {
-            return Err(self.refused(&table::shared(stream, other, &name)));
+        let bare = table::name(&self.rules.template, stream).map_err(|error| self.refused(&error.to_string()))?;
+        if let Some((other, _)) = self.tables.iter().find(|(other, table)| table.name == bare && *other != stream) {
+            return Err(self.refused(&table::shared(stream, other, &quoted(&bare))));
         }
-        let layout = Layout::of(spec, self.retract);
+        let layout = self.rules.layout(spec).map_err(|why| self.refused(&why))?;
         let mut wanted = layout.columns.clone();
-        if self.retract == Retract::Mark {
+        if self.rules.retract == Retract::Mark {
             wanted.push(table::Column { name: table::RETRACTED.into(), sort: Sort::Integer });
         }
-        let changed = evolve(self.connect()?, &bare, &wanted, layout.key());
+        let changed = evolve(self.connect()?, &bare, &wanted, &layout);
         changed.map_err(|error| self.judge(&error))?.map_err(|why| self.refused(&why))?;
+        let newest = layout.keyed().then(|| {
+            let names = (&*quoted(&bare), &*quoted(&newest::history(&bare)));
+            (Newest::new(names, &layout, quoted, Keys::One), self.rules.keep_blocks)
+        });
+        let name = quoted(&if newest.is_some() { newest::history(&bare) } else { bare.clone() });
         let list = |each: &dyn Fn(usize) -> String| (0..layout.columns.len()).map(each).collect::<Vec<_>>().join(", ");
         let key = quoted(layout.key());
         let insert = format!(
@@ -128,7 +134,7 @@ impl State {
             list(&|i| quoted(&layout.columns[i].name)),
             list(&|i| format!("?{}", i + 1)),
         );
-        let retract = match self.retract {
+        let retract = match self.rules.retract {
             // Appended ones never come to it.
             Retract::Delete | Retract::Append => format!("DELETE FROM {name} WHERE {key} = ?1 AND ?2 IS NOT NULL"),
             Retract::Mark => {
@@ -136,7 +142,7 @@ impl State {
                 format!("UPDATE {name} SET {mark} = ?2 WHERE {key} = ?1 AND {mark} IS NULL")
             }
         };
-        self.tables.insert(stream.clone(), Table { name, layout, insert, retract });
+        self.tables.insert(stream.clone(), Table { name: bare, layout, insert, retract, newest });
         Ok(())
     }
 
@@ -169,28 +175,43 @@ fn evolve(
     connection: &mut Connection,
     table: &str,
     wanted: &[table::Column],
-    key: &str,
+    layout: &Layout,
 ) -> Result<Result<(), String>, rusqlite::Error> {
     // Immediate: what is read is what is changed.
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let has = transaction
-        .prepare("SELECT name, type FROM pragma_table_info(?1)")?
-        .query_map([table], |row| Ok((row.get(0)?, row.get(1)?)))?
-        .collect::<Result<Vec<(String, String)>, _>>()?;
-    let define = |column: &table::Column| {
-        let key = if column.name == key { " PRIMARY KEY" } else { "" };
-        format!("{} {}{key}", quoted(&column.name), type_of(column.sort))
-    };
-    if has.is_empty() {
-        let columns = wanted.iter().map(define).collect::<Vec<_>>().join(", ");
-        transaction.execute_batch(&format!("CREATE TABLE {} ({columns})", quoted(table)))?;
-    } else {
-        let missing = match table::missing(wanted, &has, type_of, table) {
+    for (table, key) in newest::tables(table, layout) {
+        let has = transaction
+            .prepare("SELECT name, type FROM pragma_table_info(?1)")?
+            .query_map([&table], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect::<Result<Vec<(String, String)>, _>>()?;
+        let define = |column: &table::Column| {
+            let key = if column.name == key { " PRIMARY KEY" } else { "" };
+            format!("{} {}{key}", quoted(&column.name), type_of(column.sort))
+        };
+        let name = quoted(&table);
+        if has.is_empty() {
+            let columns = wanted.iter().map(define).collect::<Vec<_>>().join(", ");
+            transaction.execute_batch(&format!("CREATE TABLE {name} ({columns})"))?;
+            if layout.keyed() && key != ROW_KEY {
+                let (index, by) = (quoted(&format!("{table}_newest")), newest::ASKED_BY.map(quoted).join(", "));
+                transaction.execute_batch(&format!("CREATE INDEX {index} ON {name} ({by})"))?;
+            }
+            continue;
+        }
+        let usable = table::missing(wanted, &has, type_of, &table);
+        let usable = usable.map(|missing| missing.into_iter().map(define).collect::<Vec<_>>());
+        for column in match usable {
             Ok(missing) => missing,
             Err(why) => return Ok(Err(why)),
-        };
-        for column in missing {
-            transaction.execute_batch(&format!("ALTER TABLE {} ADD COLUMN {}", quoted(table), define(column)))?;
+        } {
+            transaction.execute_batch(&format!("ALTER TABLE {name} ADD COLUMN {column}"))?;
+        }
+        if layout.keyed() {
+            let key = format!("SELECT {ROW_KEY} FROM {name} LIMIT 1");
+            let key: Option<String> = transaction.query_row(&key, [], |row| row.get(0)).optional()?;
+            if let Some(Err(why)) = key.map(|key| newest::made_otherwise(layout, &key, &table)) {
+                return Ok(Err(why));
+            }
         }
     }
     transaction.commit()?;
@@ -215,11 +236,19 @@ fn store(
     batch: &[Delivery],
     place: &str,
 ) -> Result<Vec<Outcome>, Fault> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fault)?;
+    let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fault)?;
     let mut outcomes = Vec::with_capacity(batch.len());
     for delivery in batch {
-        // A statement that fails for its row undoes itself and leaves the transaction as it was.
-        outcomes.push(match write(&transaction, table, delivery) {
+        // A statement that fails for its row undoes itself and leaves the transaction as it was; several need a savepoint.
+        let written = match &table.newest {
+            None => write(&transaction, table, delivery),
+            Some(newest) => transaction.savepoint().map_err(fault).and_then(|savepoint| {
+                write(&savepoint, table, delivery)?;
+                bring_up_to_date(&savepoint, table, newest, delivery)?;
+                savepoint.commit().map_err(fault)
+            }),
+        };
+        outcomes.push(match written {
             Ok(()) => Outcome::Delivered,
             Err(Fault::Row(why)) => Outcome::Refused { why: format!("{place}: {why}") },
             Err(other) => return Err(other),
@@ -240,7 +269,30 @@ fn store(
     Ok(outcomes)
 }
 
-fn write(transaction: &Transaction<'_>, table: &Table, delivery: &Delivery) -> Result<(), Fault> {
+/// Makes the table what its history says of the key of a delivery that was just written there.
+fn bring_up_to_date(
+    connection: &Connection,
+    table: &Table,
+    (newest, keep_blocks): &(Newest, u64),
+    delivery: &Delivery,
+) -> Result<(), Fault> {
+    // What has no row was never there, and is not taken back.
+    let Ok(Some(Value::Text(key))) = table.layout.row(delivery).map(|row| row.into_iter().next()) else {
+        return Ok(());
+    };
+    let run = |sql: &str, with: &[&dyn ToSql]| {
+        connection.prepare_cached(sql).and_then(|mut statement| statement.execute(with)).map_err(fault)
+    };
+    run(&newest.upsert, &[&key])?;
+    if delivery.op == Op::Retract {
+        run(&newest.remove, &[&key])?;
+    } else {
+        run(&newest.forget, &[&key, &table::kept_from(delivery, *keep_blocks)])?;
+    }
+    Ok(())
+}
+
+fn write(transaction: &Connection, table: &Table, delivery: &Delivery) -> Result<(), Fault> {
     match delivery.op {
         // A table holds what the chain has.
         Op::Pending => {}

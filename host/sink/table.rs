@@ -3,9 +3,11 @@
 //! No SQL is spoken here but the names of types. A property has a column of its own where its schema says what it is; everything
 //! else of the payload is kept as JSON in `_extra`, so that nothing is lost. A value that does not fit its
 //! column is a fault of that one delivery.
+//!
+//! With `key`, the table holds the newest row of each key instead of one of each emission: see [`super::newest`].
 
 use std::borrow::{Borrow, Cow};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
@@ -49,6 +51,10 @@ pub const KEY: &str = "_emission";
 /// The key of a table that nothing is taken out of: the delivery's id.
 pub const ID: &str = "_id";
 const APPENDED: [(&str, Sort); 2] = [(ID, Sort::Text), ("_op", Sort::Text)];
+/// The key of a table of newest rows: `{"_chain":"eip155:1","owner":"0xab"}`, with what the option `key` names.
+pub const ROW_KEY: &str = "_key";
+/// Bytes of it. MySQL's longest index has 3,072, and four for a character.
+pub const LONGEST_KEY: usize = 700;
 pub const EXTRA: &str = "_extra";
 pub const RETRACTED: &str = "_retracted_at_cursor";
 const FIXED: [(&str, Sort); 7] = [
@@ -76,14 +82,36 @@ pub enum Retract {
     Append,
 }
 
+/// What an output's options say of its tables.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    pub template: String,
+    pub retract: Retract,
+    /// Columns by which a row takes the place of an earlier one; none: every emission has its own.
+    pub key: Vec<String>,
+    /// Blocks below the newest for which a row that another one took the place of is kept.
+    pub keep_blocks: u64,
+}
+
+impl Rules {
+    /// The layout of a stream's table; or why it cannot have the key that is asked for.
+    pub fn layout(&self, spec: &StreamSpec) -> Result<Layout, String> {
+        Layout::of(spec, self.retract).by_key(&self.key)
+    }
+}
+
 /// The columns of a stream's table, in order, and how to fill them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     pub columns: Vec<Column>,
     /// Columns that are there whatever the payload is.
     fixed: usize,
+    /// A retraction is a row of its own.
+    appends: bool,
     /// False where payloads are no JSON: then they are stored as they are.
     json: bool,
+    /// The columns whose values are a row's key, by their places.
+    by: Vec<usize>,
 }
 
 impl Layout {
@@ -117,28 +145,93 @@ impl Layout {
                 add(EXTRA, Sort::Json);
             }
         }
-        Self { columns, fixed, json: spec.schema.is_some() }
+        Self { columns, fixed, appends: retract == Retract::Append, json: spec.schema.is_some(), by: vec![] }
+    }
+
+    /// The same with the column [`ROW_KEY`] before the others, made of the values of these. No name: as it was.
+    fn by_key(mut self, names: &[String]) -> Result<Self, String> {
+        if names.is_empty() {
+            return Ok(self);
+        }
+        self.columns.insert(0, Column { name: ROW_KEY.to_owned(), sort: Sort::Text });
+        self.fixed += 1;
+        for name in names {
+            let at = self.columns.iter().position(|column| column.name == *name && name != ROW_KEY);
+            match at.map(|at| (at, self.columns[at].sort)) {
+                Some((at, Sort::Text | Sort::Integer | Sort::Boolean | Sort::Numeric)) => self.by.push(at),
+                Some(_) => return Err(format!("key names '{name}', which is no text, whole number or flag")),
+                None => {
+                    let may = self.columns.iter().skip(1).map(|column| column.name.as_str()).collect::<Vec<_>>();
+                    return Err(format!("key names '{name}', but the columns are {}", may.join(", ")));
+                }
+            }
+        }
+        Ok(self)
     }
 
     /// Whether a retraction is a row of its own.
     pub fn appends(&self) -> bool {
-        self.fixed > FIXED.len()
+        self.appends
     }
 
-    /// The column by which a row is one.
+    pub fn keyed(&self) -> bool {
+        !self.by.is_empty()
+    }
+
+    /// The column by which a row is one; of a table of newest rows, that of its history.
     pub fn key(&self) -> &'static str {
-        if self.appends() { ID } else { KEY }
+        if self.appends { ID } else { KEY }
+    }
+
+    /// [`ROW_KEY`] of a row: with the chain, whose blocks are not to be compared with another's.
+    fn key_of(&self, row: &[Value], chain: crate::model::ChainId) -> Result<String, String> {
+        let mut key = serde_json::Map::from_iter([("_chain".to_owned(), chain.to_string().into())]);
+        for at in &self.by {
+            let Column { name, sort } = &self.columns[*at];
+            let value = match &row[*at] {
+                // The same number, however many zeros are before it.
+                Value::Text(digits) if *sort == Sort::Numeric => {
+                    let (sign, bare) = digits.strip_prefix('-').map_or(("", digits.as_str()), |bare| ("-", bare));
+                    match bare.trim_start_matches('0') {
+                        "" => "0".into(),
+                        bare => format!("{sign}{bare}").into(),
+                    }
+                }
+                Value::Text(text) => text.as_str().into(),
+                Value::Integer(number) => (*number).into(),
+                Value::Boolean(flag) => (*flag).into(),
+                _ => return Err(format!("the payload has no '{name}', by which its row is known")),
+            };
+            key.insert(name.clone(), value);
+        }
+        let key = Json::Object(key).to_string();
+        match key.len() {
+            ..=LONGEST_KEY => Ok(key),
+            bytes => Err(format!("its key has {bytes} bytes, and {LONGEST_KEY} at most are one")),
+        }
+    }
+
+    /// Whether a key that a table has was made of the same columns.
+    pub fn made_of(&self, key: &str) -> bool {
+        let names = |name: &String| self.by.iter().any(|at| self.columns[*at].name == *name) || name == "_chain";
+        let made: Result<BTreeMap<String, Json>, _> = serde_json::from_str(key);
+        made.is_ok_and(|made| {
+            made.keys().all(names) && self.by.iter().all(|at| made.contains_key(&self.columns[*at].name))
+        })
     }
 
     /// The row of a delivery, a value for each column; or why there is none.
     pub fn row(&self, delivery: &Delivery) -> Result<Vec<Value>, String> {
         let emission = &*delivery.emission;
         let number = |number: u64| i64::try_from(number).map_or(Value::Null, Value::Integer);
-        let mut row = if self.appends() {
-            vec![Value::Text(delivery.id.to_string()), Value::Text(delivery.op.as_str().to_owned())]
-        } else {
-            vec![]
-        };
+        let mut row = Vec::with_capacity(self.columns.len());
+        if self.keyed() {
+            // Known when the others are.
+            row.push(Value::Null);
+        }
+        if self.appends {
+            row.extend([Value::Text(delivery.id.to_string()), Value::Text(delivery.op.as_str().to_owned())]);
+        }
         row.extend([
             Value::Text(emission.id.to_string()),
             Value::Text(emission.block.chain.to_string()),
@@ -151,7 +244,7 @@ impl Layout {
         if !self.json {
             row.push(Value::Text(emission.content_type.mime().to_owned()));
             row.push(Value::Bytes(emission.payload.clone()));
-            return Ok(row);
+            return self.with_key(row, delivery);
         }
         let whole: &RawValue =
             serde_json::from_slice(&emission.payload).map_err(|error| format!("the payload is not JSON: {error}"))?;
@@ -161,7 +254,7 @@ impl Layout {
         let Some(object) = object else {
             row.resize(self.columns.len() - 1, Value::Null);
             row.push(Value::Text(whole.get().to_owned()));
-            return Ok(row);
+            return self.with_key(row, delivery);
         };
         let mut object = object.map_err(|error| format!("the payload is not a JSON object: {error}"))?;
         for column in &self.columns[self.fixed..self.columns.len() - 1] {
@@ -177,6 +270,13 @@ impl Layout {
             true => Value::Null,
             false => Value::Text(serde_json::to_string(&object).map_err(|error| error.to_string())?),
         });
+        self.with_key(row, delivery)
+    }
+
+    fn with_key(&self, mut row: Vec<Value>, delivery: &Delivery) -> Result<Vec<Value>, String> {
+        if self.keyed() {
+            row[0] = Value::Text(self.key_of(&row, delivery.emission.block.chain)?);
+        }
         Ok(row)
     }
 }
@@ -280,6 +380,12 @@ pub fn missing<'a>(
             "retract is {is} \"append\", and the table {table} {was} made so: set another table, or rename that one"
         ));
     }
+    if there(ROW_KEY) != layout.iter().any(|column| column.name == ROW_KEY) {
+        let (is, was) = if there(ROW_KEY) { ("no longer", "was") } else { ("now", "was not") };
+        return Err(format!(
+            "key is {is} set, and the table {table} {was} made by a key: set another table, or rename that one"
+        ));
+    }
     let mut missing = vec![];
     for column in layout {
         let wanted = type_of(column.sort);
@@ -318,8 +424,8 @@ pub fn shared(stream: &StreamId, other: &StreamId, table: &str) -> String {
     )
 }
 
-/// The options `table` and `retract`, which every store has.
-pub fn options(options: &Options) -> Result<(String, Retract), SinkError> {
+/// The options `table`, `retract`, `key` and `keep_blocks`, which every store has.
+pub fn options(options: &Options) -> Result<Rules, SinkError> {
     let template = options.text("table")?.unwrap_or_else(|| "{plugin}_{stream}".into());
     let rest = template.replace("{plugin}", "").replace("{stream}", "");
     if rest.contains(|c: char| !(c.is_ascii_alphanumeric() || "_-.".contains(c))) {
@@ -332,7 +438,12 @@ pub fn options(options: &Options) -> Result<(String, Retract), SinkError> {
         "append" => Retract::Append,
         _ => Retract::Delete,
     };
-    Ok((template, retract))
+    let key = options.words("key")?;
+    if !key.is_empty() && retract != Retract::Delete {
+        return Err(options
+            .refused("with key, the row of a retracted emission gives way to the one before it: leave retract out"));
+    }
+    Ok(Rules { template, retract, key, keep_blocks: options.number("keep_blocks", 10_000, 0..=1_000_000_000)? })
 }
 
 /// An identifier in quotes, as SQL has it.
@@ -403,6 +514,18 @@ pub fn rows(batch: &[Delivery], run: &[usize], layout: &Layout) -> (Vec<Vec<Valu
         }
     }
     (rows, refused)
+}
+
+/// The keys of these rows, each once: what a layout with a key has first in a row.
+pub fn keys(rows: &[Vec<Value>]) -> Vec<String> {
+    let keys: BTreeSet<&String> =
+        rows.iter().filter_map(|row| if let Some(Value::Text(key)) = row.first() { Some(key) } else { None }).collect();
+    keys.into_iter().cloned().collect()
+}
+
+/// The block from which on a history keeps every row.
+pub fn kept_from(delivery: &Delivery, keep_blocks: u64) -> i64 {
+    i64::try_from(delivery.emission.block.number.saturating_sub(keep_blocks)).unwrap_or(i64::MAX)
 }
 
 /// How far a batch moves a track's position: to the last delivery before the first that was refused. What was refused is not settled

@@ -4,6 +4,7 @@
 mod kafka;
 mod mqtt;
 mod mysql;
+mod newest;
 mod object_store;
 mod rabbitmq;
 mod redis;
@@ -279,7 +280,7 @@ async fn what_is_sent_again_leaves_the_position(place: impl Place) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_sent_again_moves_no_position_of_a_store_or_a_queue() {
-    what_is_sent_again_leaves_the_position(SqlitePlace(tempfile::tempdir().unwrap())).await;
+    what_is_sent_again_leaves_the_position(SqlitePlace(tempfile::tempdir().unwrap(), "")).await;
     what_is_sent_again_leaves_the_position(FilePlace(tempfile::tempdir().unwrap())).await;
     if let Some(server) = Nats::start(None).await {
         what_is_sent_again_leaves_the_position(NatsPlace(server)).await;
@@ -370,12 +371,12 @@ async fn the_file_keeps_the_contract() {
     contract(FilePlace(tempfile::tempdir().unwrap())).await;
 }
 
-struct SqlitePlace(tempfile::TempDir);
+struct SqlitePlace(tempfile::TempDir, &'static str);
 
 #[async_trait::async_trait]
 impl Place for SqlitePlace {
     async fn sink(&self) -> Arc<dyn Sink> {
-        open("sqlite", "path = 'out.db'", self.0.path()).await.unwrap()
+        open("sqlite", &format!("path = 'out.db'\n{}", self.1), self.0.path()).await.unwrap()
     }
     async fn net(&self) -> BTreeSet<u64> {
         let db = rusqlite::Connection::open(self.0.path().join("out.db")).unwrap();
@@ -393,7 +394,7 @@ impl Place for SqlitePlace {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sqlite_keeps_the_contract() {
-    contract(SqlitePlace(tempfile::tempdir().unwrap())).await;
+    contract(SqlitePlace(tempfile::tempdir().unwrap(), "")).await;
 }
 
 struct PostgresPlace(Postgres, String);

@@ -5,7 +5,7 @@ use mysql_async::prelude::Queryable;
 use super::*;
 use crate::harness::servers::{PASSWORD, Server, USER};
 
-struct MySql(Server, &'static str);
+pub(super) struct MySql(pub Server, pub &'static str);
 
 fn url(server: &Server, password: &str) -> String {
     format!("mysql://{USER}:{password}@127.0.0.1:{}/shop?prefer_socket=false", server.port)
