@@ -759,7 +759,7 @@ impl Task {
         if attempts >= self.settings.attempts {
             return self.dead_letter(id, from, delivery, attempts, why);
         }
-        let gap = after_failures(attempts, wish, rand::random());
+        let gap = after_failures(attempts, wish, delivery.id);
         let retry_at_ms = now_ms() + gap.as_millis() as u64;
         self.park(id, delivery, attempts, Some(retry_at_ms), why);
     }

@@ -136,6 +136,7 @@ struct House {
     path: Vec<BlockRef>,
     branch: u64,
     ordinal: u32,
+    finalized: u64,
 }
 
 impl House {
@@ -151,7 +152,7 @@ impl House {
             let spec = StreamSpec { name: stream.stream.clone(), description: String::new(), schema: None };
             ids.push(TrackId(journal.commit(Write::Track { stream, chain: CHAIN, spec }).await.unwrap().id));
         }
-        Self { _folder: folder, journal, consumer, tracks: ids, path: vec![], branch: 0, ordinal: 0 }
+        Self { _folder: folder, journal, consumer, tracks: ids, path: vec![], branch: 0, ordinal: 0, finalized: 0 }
     }
 
     /// One more block, with an entry for each (track, lane key).
@@ -184,7 +185,7 @@ impl House {
             aside: false,
             said: None,
             safe,
-            finalized: 0,
+            finalized: self.finalized.min(at.number),
             state_version: 1,
             state: vec![],
             entries: entries.collect(),
@@ -764,4 +765,48 @@ impl Sink for Counting {
         self.count.fetch_add(batch.len(), Ordering::SeqCst);
         vec![Outcome::Delivered; batch.len()]
     }
+}
+
+/// What has gone is not passed over in silence: a destination that says that it is older than what the journal keeps gets nothing.
+#[tokio::test]
+async fn a_destination_older_than_what_the_journal_keeps_is_not_given_a_hole() {
+    let mut house = House::new(1).await;
+    house.finalized = u64::MAX;
+    for _ in 0..4 {
+        house.block(&[(0, "a")]).await;
+    }
+    let track = house.tracks[0];
+    house.journal.commit(Write::Window { now_ms: 1, keep_ms: 0 }).await.unwrap();
+    house.journal.commit(Write::Window { now_ms: 3, keep_ms: 1 }).await.unwrap();
+    let mut after = 0;
+    loop {
+        let piece = Write::Forget { track, outputs: vec![], after };
+        after = house.journal.commit(piece).await.unwrap().id as u64;
+        if after == 0 {
+            break;
+        }
+    }
+    let gone = house.journal.forgotten(track).unwrap();
+    assert!(gone > 1, "{gone}");
+    house.block(&[(0, "a")]).await;
+
+    let mut old = Fake::new(1, 1);
+    old.position = Some(1);
+    let old = Arc::new(old);
+    let lane = house.start(&old, When::Latest);
+    until("it is told", || lane.status().why.is_some()).await;
+    let status = lane.status();
+    assert_eq!(status.state, "failing");
+    let why = status.why.unwrap();
+    assert!(why.contains("has what came up to 1") && why.contains("restore a newer copy"), "{why}");
+    lane.stop().await;
+    assert!(old.heard().is_empty());
+
+    // One that has all that has gone goes on.
+    let mut new = Fake::new(1, 1);
+    new.position = Some(gone);
+    let new = Arc::new(new);
+    let lane = house.start(&new, When::Latest);
+    until("the rest is there", || new.delivered().len() == 1).await;
+    lane.stop().await;
 }

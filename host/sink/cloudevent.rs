@@ -22,8 +22,10 @@
 //! `block` and `cursor` are texts: an Integer of the CloudEvents type system has 32 bits with sign (CloudEvents 1.0,
 //! "Type System"), larger numbers are to be texts, and a type that changes at 2^31 would break a consumer years later.
 
+use std::fmt::Write;
+
+use alloy_primitives::hex::Buffer;
 use base64::Engine;
-use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::SinkError;
@@ -74,26 +76,50 @@ pub fn message(delivery: &Delivery, mode: Mode) -> Message {
     let payload = || delivery.emission.payload.clone();
     match mode {
         Mode::Structured => Message { content_type: CONTENT_TYPE, attributes: vec![], body: encode(delivery) },
-        Mode::Binary => Message { content_type, attributes: attributes(delivery), body: payload() },
+        Mode::Binary => {
+            let mut said = vec![];
+            attributes(delivery, |name, value| {
+                // Which the protocol has a place of its own for.
+                if name != "datacontenttype" {
+                    said.push((name, value.to_owned()));
+                }
+            });
+            Message { content_type, attributes: said, body: payload() }
+        }
         Mode::Bare => Message { content_type, attributes: vec![], body: payload() },
     }
 }
 
-fn attributes(delivery: &Delivery) -> Vec<(&'static str, String)> {
-    let event = Event::of(delivery, Data::Text(""));
-    let mut attributes = vec![
-        ("specversion", event.specversion.to_owned()),
-        ("id", event.id),
-        ("source", event.source),
-        ("type", event.r#type),
-        ("op", event.op.to_owned()),
-        ("emission", event.emission),
-        ("cursor", event.cursor),
-    ];
-    let subject = Some(event.subject.to_owned()).filter(|subject| !subject.is_empty());
-    let rest = [("subject", subject), ("time", event.time), ("block", event.block), ("blockhash", event.blockhash)];
-    attributes.extend(rest.into_iter().filter_map(|(name, value)| Some((name, value?))));
-    attributes
+/// Says each attribute, in the order of the contract, as a text.
+fn attributes(delivery: &Delivery, mut say: impl FnMut(&'static str, &str)) {
+    let emission = &*delivery.emission;
+    // Many a million of these are made: one text is enough for all.
+    let mut text = String::with_capacity(66);
+    let mut tell = |name, value: std::fmt::Arguments<'_>| {
+        text.clear();
+        // A text takes everything.
+        let _ = text.write_fmt(value);
+        say(name, &text);
+    };
+    let (mut id, mut hash) = (Buffer::<16>::new(), Buffer::<32, true>::new());
+    tell("specversion", format_args!("1.0"));
+    tell("id", format_args!("{}", id.format(&delivery.id.0)));
+    tell("source", format_args!("{}", emission.block.chain));
+    tell("type", format_args!("{}.{}", emission.stream.plugin.as_str(), emission.stream.stream.as_str()));
+    if !emission.lane_key.is_empty() {
+        tell("subject", format_args!("{}", emission.lane_key));
+    }
+    if let Some(time) = rfc3339(emission.block.time) {
+        tell("time", format_args!("{time}"));
+    }
+    tell("datacontenttype", format_args!("{}", emission.content_type.mime()));
+    tell("op", format_args!("{}", delivery.op.as_str()));
+    tell("emission", format_args!("{}", id.format(&emission.id.0)));
+    if delivery.op != Op::Pending {
+        tell("block", format_args!("{}", emission.block.number));
+        tell("blockhash", format_args!("{}", hash.format(&emission.block.hash.0)));
+    }
+    tell("cursor", format_args!("{}", delivery.offset));
 }
 
 /// A text as the value of an HTTP header, by CloudEvents' HTTP binding, section 3.1.3.2: what is not printable ASCII, the
@@ -110,72 +136,51 @@ pub fn header(text: &str) -> String {
     header
 }
 
-#[derive(Serialize)]
-struct Event<'a> {
-    specversion: &'static str,
-    id: String,
-    source: String,
-    r#type: String,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    subject: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    time: Option<String>,
-    datacontenttype: &'static str,
-    op: &'static str,
-    emission: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    block: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    blockhash: Option<String>,
-    cursor: String,
-    #[serde(flatten)]
-    data: Data<'a>,
-}
-
-#[derive(Serialize)]
-enum Data<'a> {
-    #[serde(rename = "data")]
-    Json(&'a RawValue),
-    #[serde(rename = "data")]
-    Text(&'a str),
-    #[serde(rename = "data_base64")]
-    Base64(String),
-}
-
 /// The event as one line of JSON, without the line break at its end.
 pub fn encode(delivery: &Delivery) -> Vec<u8> {
-    let emission = &*delivery.emission;
-    let payload = one_line(emission);
-    let data = match emission.content_type {
-        ContentType::Json => serde_json::from_slice::<&RawValue>(&payload).ok().map(Data::Json),
-        ContentType::Text => std::str::from_utf8(&payload).ok().map(Data::Text),
-        ContentType::Bytes => None,
-    };
-    let data =
-        data.unwrap_or_else(|| Data::Base64(base64::engine::general_purpose::STANDARD.encode(&emission.payload)));
-    serde_json::to_vec(&Event::of(delivery, data)).expect("texts and checked JSON always serialise")
+    let mut event = Vec::with_capacity(ATTRIBUTES + delivery.emission.payload.len());
+    encode_to(&mut event, delivery);
+    event
 }
 
-impl<'a> Event<'a> {
-    fn of(delivery: &'a Delivery, data: Data<'a>) -> Self {
-        let emission = &*delivery.emission;
-        let block = (delivery.op != Op::Pending).then_some(&emission.block);
-        Self {
-            specversion: "1.0",
-            id: delivery.id.to_string(),
-            source: emission.block.chain.to_string(),
-            r#type: emission.stream.to_string(),
-            subject: &emission.lane_key,
-            time: rfc3339(emission.block.time),
-            datacontenttype: emission.content_type.mime(),
-            op: delivery.op.as_str(),
-            emission: emission.id.to_string(),
-            block: block.map(|at| at.number.to_string()),
-            blockhash: block.map(|at| at.hash.to_string()),
-            cursor: delivery.offset.to_string(),
-            data,
+/// Most of what is around a payload.
+const ATTRIBUTES: usize = 512;
+
+/// The same, behind what is there.
+pub fn encode_to(event: &mut Vec<u8>, delivery: &Delivery) {
+    let emission = &*delivery.emission;
+    let mut separator = b'{';
+    attributes(delivery, |name, value| {
+        event.push(separator);
+        separator = b',';
+        text(event, name);
+        event.push(b':');
+        text(event, value);
+    });
+    let payload = one_line(emission);
+    let whole = std::str::from_utf8(&payload);
+    match (emission.content_type, whole) {
+        (ContentType::Json, Ok(whole)) if serde_json::from_str::<&RawValue>(whole).is_ok() => {
+            event.extend_from_slice(b",\"data\":");
+            // As a parser has it: without the white space around it.
+            event.extend_from_slice(whole.trim_matches([' ', '\t']).as_bytes());
+        }
+        (ContentType::Text, Ok(whole)) => {
+            event.extend_from_slice(b",\"data\":");
+            text(event, whole);
+        }
+        _ => {
+            event.extend_from_slice(b",\"data_base64\":");
+            text(event, &base64::engine::general_purpose::STANDARD.encode(&emission.payload));
         }
     }
+    event.push(b'}');
+}
+
+/// A text in JSON.
+fn text(to: &mut Vec<u8>, text: &str) {
+    // Neither a text nor memory refuses it.
+    let _ = serde_json::to_writer(to, text);
 }
 
 /// A JSON payload with its line breaks, which can only be white space between tokens, as spaces.

@@ -12,6 +12,7 @@ pub mod kafka;
 pub mod mqtt;
 pub mod mysql;
 pub mod nats;
+mod newest;
 pub mod object_store;
 mod options;
 mod parquet;
@@ -181,7 +182,7 @@ fn filled(template: &str, track: &Track) -> String {
 fn lines(batch: &[Delivery]) -> Vec<u8> {
     let mut lines = Vec::new();
     for delivery in batch {
-        lines.extend_from_slice(&cloudevent::encode(delivery));
+        cloudevent::encode_to(&mut lines, delivery);
         lines.push(b'\n');
     }
     lines

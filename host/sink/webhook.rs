@@ -266,7 +266,7 @@ fn array(part: &[Delivery]) -> Message {
     let mut body = Vec::new();
     for (i, delivery) in part.iter().enumerate() {
         body.push(if i == 0 { b'[' } else { b',' });
-        body.extend_from_slice(&cloudevent::encode(delivery));
+        cloudevent::encode_to(&mut body, delivery);
     }
     body.push(b']');
     Message { content_type: "application/cloudevents-batch+json", attributes: vec![], body }

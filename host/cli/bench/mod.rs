@@ -5,6 +5,7 @@
 
 mod backfill;
 mod crossing;
+mod crowd;
 mod delivery;
 mod heads;
 mod index;
@@ -94,6 +95,7 @@ const FIGURES: &[(&str, fn(Lab) -> Measured)] = &[
     ("heads", |lab| Box::pin(heads::measure(lab))),
     ("latency", |lab| Box::pin(delivery::latency(lab))),
     ("deliveries", |lab| Box::pin(delivery::rate(lab))),
+    ("crowd", |lab| Box::pin(crowd::measure(lab))),
     ("reload", |lab| Box::pin(reload::measure(lab))),
     ("start", |lab| Box::pin(process::start(lab))),
     ("memory", |lab| Box::pin(process::memory(lab))),
