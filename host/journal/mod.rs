@@ -18,6 +18,7 @@
 //! share one transaction. Reads see committed data only.
 
 mod forget;
+mod readers;
 mod replay;
 mod schema;
 pub mod sqlite;
@@ -396,6 +397,7 @@ pub trait Journal: Send + Sync + 'static {
     /// Offsets to send again, of dead letters that were put back.
     fn redo(&self, output: &OutputName, track: TrackId) -> Result<Vec<u64>, JournalError>;
     fn dead(&self, filter: &DeadFilter, after: i64, limit: usize) -> Result<Vec<DeadLetter>, JournalError>;
+    fn dead_count(&self, output: &OutputName) -> Result<u64, JournalError>;
     /// Entries of a track after an offset.
     fn backlog(&self, track: TrackId, after: u64) -> Result<u64, JournalError>;
     /// Mean bytes of their payloads, of the first and the last of them.

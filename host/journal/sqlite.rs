@@ -13,9 +13,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use alloy_primitives::B256;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::readers::Readers;
 use super::schema::{APPLICATION_ID, MIGRATIONS};
 use super::write::{apply, op_from};
 use super::{
@@ -36,8 +38,6 @@ const GROUP: usize = 256;
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 /// Page cache of the writer, KiB.
 const WRITER_CACHE_KIB: i64 = 64 * 1024;
-/// Idle read connections that are kept; each may hold 2 MiB of pages.
-const READERS: usize = 8;
 /// `SQLITE_IOERR_SHMSIZE`: no room to grow the index of the write-ahead log.
 const SHM_FULL: i32 = 4874;
 /// `SQLITE_IOERR_WRITE`: any reason but a full disk: a quota, a limit on the size of files, a disk that fails.
@@ -150,9 +150,8 @@ enum ToWriter {
 
 pub struct SqliteJournal {
     id: String,
-    path: PathBuf,
     to_writer: mpsc::UnboundedSender<ToWriter>,
-    readers: Mutex<Vec<Connection>>,
+    readers: Readers,
     tail: watch::Receiver<u64>,
     window: Arc<AtomicU64>,
     writer: Mutex<Option<JoinHandle<()>>>,
@@ -160,7 +159,7 @@ pub struct SqliteJournal {
 
 impl std::fmt::Debug for SqliteJournal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SqliteJournal").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("SqliteJournal").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
@@ -183,9 +182,8 @@ impl SqliteJournal {
             .map_err(|e| JournalError::Halt { why: format!("cannot start the writer thread: {e}") })?;
         Ok(Arc::new(Self {
             id,
-            path: path.to_owned(),
             to_writer,
-            readers: Mutex::default(),
+            readers: Readers::new(path.to_owned(), |path| connect(path, false)),
             tail,
             window,
             writer: Mutex::new(Some(writer)),
@@ -202,22 +200,7 @@ impl SqliteJournal {
     }
 
     fn read<T>(&self, f: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
-        let free = self.lock_readers().pop();
-        let db = match free {
-            Some(db) => db,
-            None => connect(&self.path, false)?,
-        };
-        let result = f(&db);
-        // A connection that failed may be the reason: it is not used again.
-        let mut readers = self.lock_readers();
-        if result.is_ok() && readers.len() < READERS {
-            readers.push(db);
-        }
-        Ok(result?)
-    }
-
-    fn lock_readers(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
-        self.readers.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        Ok(self.readers.read(f)?)
     }
 }
 
@@ -229,6 +212,8 @@ fn connect(path: &Path, write: bool) -> rusqlite::Result<Connection> {
     } | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(path, flags)?;
     db.busy_timeout(Duration::from_secs(10))?;
+    // A plan does not depend on what is bound: otherwise every cached statement is compiled anew whenever another value is.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     db.set_prepared_statement_cache_capacity(64);
     if write {
         // Before the first table: only then can room be given back to the disk in pieces.
@@ -726,6 +711,12 @@ impl Journal for SqliteJournal {
         })
     }
 
+    fn dead_count(&self, output: &OutputName) -> Result<u64> {
+        self.read(|db| {
+            db.prepare_cached("SELECT count(*) FROM dead WHERE output = ?1")?.query_row([output.as_str()], |r| r.get(0))
+        })
+    }
+
     fn backlog(&self, track: TrackId, after: u64) -> Result<u64> {
         self.read(|db| {
             db.prepare_cached("SELECT count(*) FROM entry WHERE track = ?1 AND offset > ?2")?
@@ -856,7 +847,7 @@ impl Journal for SqliteJournal {
         let Some(thread) = self.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() else {
             return Ok(());
         };
-        self.lock_readers().clear();
+        self.readers.close();
         let (reply, mut receive) = oneshot::channel();
         if self.to_writer.send(ToWriter::Close(reply)).is_err() {
             return Err(JournalError::Halt { why: "its writer has stopped".into() });

@@ -14,7 +14,7 @@ use super::open::{Opened, Opening};
 use super::schedule::{after_failures, probe_after};
 use super::track::{KNOWN, Room, State, TrackLane, delivery_of};
 use super::{Backlog, Routed, Settings};
-use crate::journal::{DeadFilter, Entry, Journal, JournalError, LaneWrite, Marks, Parked, TrackId, Write};
+use crate::journal::{Entry, Journal, JournalError, LaneWrite, Marks, Parked, TrackId, Write};
 use crate::lane::due::{Due, due};
 use crate::model::{Delivery, Op, Outcome, OutputStatus};
 use crate::sink::{Sink, Track};
@@ -887,8 +887,7 @@ impl Task {
                 backlog.age = since.map_or(Duration::ZERO, |at| Duration::from_millis(now_ms().saturating_sub(at)));
             }
             let replaying = journal.replaying(&output)?;
-            let dead = journal.dead(&DeadFilter { output: Some(output), ..DeadFilter::default() }, 0, 10_000)?;
-            Ok(Counted { backlog, replaying, dead: dead.len() as u64 })
+            Ok(Counted { backlog, replaying, dead: journal.dead_count(&output)? })
         });
     }
 

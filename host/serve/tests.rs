@@ -116,6 +116,9 @@ impl Journal for Memory {
         };
         Ok(self.dead.lock().unwrap().iter().filter(fits).take(limit).cloned().collect())
     }
+    fn dead_count(&self, _: &OutputName) -> Read<u64> {
+        unreachable!()
+    }
     fn finalized(&self, _: ChainId) -> Read<Option<BlockRef>> {
         unreachable!()
     }
