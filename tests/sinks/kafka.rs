@@ -14,7 +14,7 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use super::*;
 
-const TOPIC: &str = "chainweir.whale.large-moves";
+pub const TOPIC: &str = "chainweir.whale.large-moves";
 const GROUP: &str = "chainweir-journal-1-orders-whale.large-moves-1";
 const PARTITIONS: i32 = 3;
 
@@ -25,16 +25,16 @@ const NONE: Answer = Answer::RD_KAFKA_RESP_ERR_NO_ERROR;
 type Mock = MockCluster<'static, DefaultProducerContext>;
 
 #[derive(Clone, Debug)]
-struct Read {
+pub struct Read {
     partition: i32,
     key: Option<String>,
     headers: Vec<(String, String)>,
-    body: Vec<u8>,
+    pub body: Vec<u8>,
 }
 
 /// Three brokers, and a reader of all that is ever in the topic: the brokers keep the last 5 MB alone.
-struct Cluster {
-    servers: String,
+pub struct Cluster {
+    pub servers: String,
     /// The cluster belongs to one thread.
     asks: mpsc::Sender<Box<dyn FnOnce(&Mock) + Send>>,
     reader: Arc<BaseConsumer>,
@@ -43,7 +43,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let (asks, asked) = mpsc::channel::<Box<dyn FnOnce(&Mock) + Send>>();
         let (say, servers) = mpsc::channel();
         std::thread::spawn(move || {
@@ -94,7 +94,7 @@ impl Cluster {
     }
 
     /// All that the brokers had until now.
-    async fn messages(&self) -> Vec<Read> {
+    pub async fn messages(&self) -> Vec<Read> {
         let reader = self.reader.clone();
         let watermarks = move || {
             (0..PARTITIONS).map(|p| reader.fetch_watermarks(TOPIC, p, Duration::from_secs(10)).unwrap().1).sum::<i64>()

@@ -1,11 +1,11 @@
 //! What every sink promises, asked of every kind against the real server: order, nothing lost, nothing doubled, and a
 //! reason without a secret when it cannot.
 
-mod kafka;
-mod mqtt;
+pub mod kafka;
+pub mod mqtt;
 mod mysql;
 mod object_store;
-mod rabbitmq;
+pub mod rabbitmq;
 mod redis;
 mod webhook;
 
