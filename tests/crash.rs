@@ -133,6 +133,7 @@ async fn killed_at_any_moment_kafka_has_it_once_and_rabbitmq_and_mqtt_in_order_w
     let queue = rabbitmq::Reader::start(rabbitmq::url(&rabbit));
     let subscriber = mqtt::Reader::start(mosquitto.port).await;
     let cluster = kafka::Cluster::start();
+    let tansu = kafka::Tansu::start().await;
     belt.more = format!(
         "[output.rabbitmq]\ntype = \"rabbitmq\"\nurl = \"{}\"\nrouting_key = \"{}\"\n\
          [output.mqtt]\ntype = \"mqtt\"\nurl = \"mqtt://127.0.0.1:{}\"\n\
@@ -144,6 +145,14 @@ async fn killed_at_any_moment_kafka_has_it_once_and_rabbitmq_and_mqtt_in_order_w
         cluster.servers,
         kafka::TOPIC,
     );
+    if let Some((tansu, _cable)) = &tansu {
+        belt.more += &format!(
+            "[output.tansu]\ntype = \"kafka\"\nbootstrap_servers = \"{}\"\ntopic = \"{}\"\ntransactions = false\n\
+             [[route]]\nfrom = \"erc20-transfers.transfers\"\nto = [\"tansu\"]\n",
+            tansu.topic.servers,
+            kafka::TOPIC,
+        );
+    }
     belt.load(10, false).await;
     for _ in 0..times(20, 100) {
         belt.live_and_die(1_500).await;
@@ -156,10 +165,12 @@ async fn killed_at_any_moment_kafka_has_it_once_and_rabbitmq_and_mqtt_in_order_w
     let of_topic = || async { subscriber.messages().await.iter().map(|message| json(&message.payload)).collect() };
     waited("RabbitMQ", &truth, || async { held_in_order("RabbitMQ", of_queue().await) }).await;
     waited("MQTT", &truth, || async { held_in_order("MQTT", of_topic().await) }).await;
-    waited("Kafka", &truth, || async {
-        held_once("Kafka", cluster.messages().await.iter().map(|message| json(&message.body)).collect())
-    })
-    .await;
+    for topic in [Some(&*cluster), tansu.as_ref().map(|(tansu, _)| &tansu.topic)].into_iter().flatten() {
+        waited("Kafka", &truth, || async {
+            held_once("Kafka", topic.messages().await.iter().map(|message| json(&message.body)).collect())
+        })
+        .await;
+    }
     let (queue, topic): (_, Vec<_>) = (of_queue().await, of_topic().await);
     println!("{} of {} messages came again from RabbitMQ", Ledger::of(&queue).repeats, queue.len());
     println!("{} of {} messages came again from MQTT", Ledger::of(&topic).repeats, topic.len());
