@@ -1,12 +1,13 @@
 //! Promise 1 when the process dies: nothing lost, nothing doubled where a destination can know, and the same id where it
 //! cannot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::harness::belt::{Belt, Via, seed, sorted, times, transfer, waited};
+use crate::harness::chain::Transfer;
 use crate::harness::process::Ledger;
 use crate::harness::receiver::Answer;
 use crate::harness::servers::{PASSWORD, Server, USER};
@@ -69,11 +70,6 @@ async fn killed_at_any_moment_no_other_kind_of_output_loses_or_doubles() {
         Some(sorted(rows.into_iter().map(|row| transfer(|at| row.get::<String, _>(at).expect("a text")))))
     })
     .await;
-    let held = |what: &'static str, events: Vec<Value>| {
-        let ledger = Ledger::of(&events);
-        assert_eq!(ledger.repeats, 0, "{what}: something is there twice");
-        Some(ledger.transfers())
-    };
     waited("Redis", &truth, || async {
         let client = ::redis::Client::open(redis_url.as_str()).expect("a URL");
         let mut client = client.get_multiplexed_async_connection().await.ok()?;
@@ -83,7 +79,7 @@ async fn killed_at_any_moment_no_other_kind_of_output_loses_or_doubles() {
             let (_, body) = entry.1.iter().find(|(name, _)| name == "event").expect("an event");
             serde_json::from_slice(body).expect("JSON")
         };
-        held("Redis", entries.iter().map(event).collect())
+        held_once("Redis", entries.iter().map(event).collect())
     })
     .await;
     waited("the objects", &truth, || async {
@@ -91,7 +87,7 @@ async fn killed_at_any_moment_no_other_kind_of_output_loses_or_doubles() {
         let mut files: Vec<_> = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).collect();
         files.sort();
         let text: String = files.iter().filter_map(|file| std::fs::read_to_string(file).ok()).collect();
-        held("the objects", text.lines().map(|line| serde_json::from_str(line).expect("a line")).collect())
+        held_once("the objects", text.lines().map(|line| serde_json::from_str(line).expect("a line")).collect())
     })
     .await;
     waited("the appended rows", &truth, || async {
@@ -115,6 +111,81 @@ async fn killed_at_any_moment_no_other_kind_of_output_loses_or_doubles() {
         Some(sorted(rows.flatten()))
     })
     .await;
+}
+
+/// What a destination holds that is to have everything once.
+fn held_once(what: &str, events: Vec<Value>) -> Option<Vec<Transfer>> {
+    let ledger = Ledger::of(&events);
+    assert_eq!(ledger.repeats, 0, "{what}: something is there twice");
+    Some(ledger.transfers())
+}
+
+/// What holds for a reader to whom things may be said again, but never for the first time out of order.
+fn held_in_order(what: &str, events: Vec<Value>) -> Option<Vec<Transfer>> {
+    let (mut said, mut reached) = (BTreeSet::new(), BTreeMap::new());
+    for event in events.iter().filter(|event| said.insert(event["id"].as_str().expect("an id"))) {
+        let cursor: u64 = event["cursor"].as_str().and_then(|text| text.parse().ok()).expect("an offset");
+        let before = reached.insert(event["subject"].as_str(), cursor);
+        assert!(before < Some(cursor), "{what}: {event} came after {before:?}");
+    }
+    Some(Ledger::of(&events).transfers())
+}
+
+/// Queues that somebody reads all the while.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_at_any_moment_kafka_has_it_once_and_rabbitmq_and_mqtt_in_order_with_repeats() {
+    use crate::sinks::{kafka, mqtt, rabbitmq};
+    let settings = ["allow_anonymous true"];
+    let (Some(rabbit), Some(mosquitto)) = (Server::rabbitmq(&[]).await, Server::mosquitto(&settings).await) else {
+        return;
+    };
+    let Some(mut belt) = Belt::new(seed(), Via::WebSocket).await else { return };
+    let (_connection, channel) = rabbitmq::answering(&rabbit).await;
+    rabbitmq::declare(&channel, rabbitmq::QUEUE, &[]).await;
+    let queue = rabbitmq::Reader::start(rabbitmq::url(&rabbit));
+    let subscriber = mqtt::Reader::start(mosquitto.port).await;
+    let cluster = kafka::Cluster::start();
+    let tansu = kafka::Tansu::start().await;
+    belt.more = format!(
+        "[output.rabbitmq]\ntype = \"rabbitmq\"\nurl = \"{}\"\nrouting_key = \"{}\"\n\
+         [output.mqtt]\ntype = \"mqtt\"\nurl = \"mqtt://127.0.0.1:{}\"\n\
+         [output.kafka]\ntype = \"kafka\"\nbootstrap_servers = \"{}\"\ntopic = \"{}\"\n\
+         [[route]]\nfrom = \"erc20-transfers.transfers\"\nto = [\"rabbitmq\", \"mqtt\", \"kafka\"]\n",
+        rabbitmq::url(&rabbit),
+        rabbitmq::QUEUE,
+        mosquitto.port,
+        cluster.servers,
+        kafka::TOPIC,
+    );
+    if let Some((tansu, _cable)) = &tansu {
+        belt.more += &format!(
+            "[output.tansu]\ntype = \"kafka\"\nbootstrap_servers = \"{}\"\ntopic = \"{}\"\ntransactions = false\n\
+             [[route]]\nfrom = \"erc20-transfers.transfers\"\nto = [\"tansu\"]\n",
+            tansu.topic.servers,
+            kafka::TOPIC,
+        );
+    }
+    belt.load(10, false).await;
+    for _ in 0..times(20, 100) {
+        belt.live_and_die(1_500).await;
+    }
+    belt.start().await;
+    belt.check().await;
+    let truth = belt.chain.transfers(0..=belt.chain.head().await).await;
+    let json = |body: &[u8]| serde_json::from_slice::<Value>(body).expect("JSON");
+    let of_queue = || async { queue.messages().await.iter().map(|(_, body)| json(body)).collect::<Vec<_>>() };
+    let of_topic = || async { subscriber.messages().await.iter().map(|message| json(&message.payload)).collect() };
+    waited("RabbitMQ", &truth, || async { held_in_order("RabbitMQ", of_queue().await) }).await;
+    waited("MQTT", &truth, || async { held_in_order("MQTT", of_topic().await) }).await;
+    for topic in [Some(&*cluster), tansu.as_ref().map(|(tansu, _)| &tansu.topic)].into_iter().flatten() {
+        waited("Kafka", &truth, || async {
+            held_once("Kafka", topic.messages().await.iter().map(|message| json(&message.body)).collect())
+        })
+        .await;
+    }
+    let (queue, topic): (_, Vec<_>) = (of_queue().await, of_topic().await);
+    println!("{} of {} messages came again from RabbitMQ", Ledger::of(&queue).repeats, queue.len());
+    println!("{} of {} messages came again from MQTT", Ledger::of(&topic).repeats, topic.len());
 }
 
 /// Its receiver stumbles, its servers die too, it may die while it begins, and now and then it is asked to end.

@@ -447,11 +447,13 @@ impl Settings {
                     {
                         known.ids.insert(id.to_owned());
                     }
-                    if ends.get(&message.partition()).is_some_and(|end| message.offset() + 1 >= *end) {
+                    // Where others write faster than this reads, there is no end.
+                    if ends.get(&message.partition()).is_some_and(|end| message.offset() >= end + self.tail) {
                         ends.remove(&message.partition());
                     }
                 }
-                // What ends a transaction takes an offset too, and is not shown.
+                // Reading knows the end. What was asked for above need not be it: what ends a transaction takes an offset too
+                // and is not shown, and a broker may count the last batch as one message (Tansu 0.6).
                 Some(Err(KafkaError::PartitionEOF(partition))) => drop(ends.remove(&partition)),
                 Some(Err(error)) => {
                     if let refused @ SinkError::Refused { .. } = told(error) {

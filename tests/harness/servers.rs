@@ -5,8 +5,13 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use super::cable::Cable;
+
 pub const USER: &str = "weir";
 pub const PASSWORD: &str = "correct-horse";
+
+/// The variable that says where the program of tests/tansu was built.
+const TANSU: &str = "CHAINWEIR_TANSU";
 
 pub struct Server {
     pub port: u16,
@@ -141,6 +146,25 @@ impl Server {
             command
         };
         Self::start("redis-server", "redis-server", command, "-KILL", more).await
+    }
+
+    /// A Kafka broker that keeps everything in memory, and says that it is to be reached by this cable.
+    pub async fn tansu() -> Option<(Self, Cable)> {
+        let Some(program) = std::env::var(TANSU).ok().filter(|program| Path::new(program).is_file()) else {
+            eprintln!("SKIPPED: no Tansu, a Kafka broker; it is built and tried by: cargo x nightly");
+            return None;
+        };
+        let command = |_: &Path, port: u16| {
+            let mut command = Command::new(std::env::var(TANSU).expect("it was there before"));
+            command.args(["broker", "--silent", "--storage-engine", "memory://tansu/"]);
+            command.arg("--listener-url").arg(format!("tcp://127.0.0.1:{port}"));
+            command
+        };
+        let mut server = Self::new(&program, "", command, "-KILL", &[])?;
+        let cable = Cable::to(server.port).await;
+        server.more = vec!["--advertised-listener-url".into(), format!("tcp://127.0.0.1:{}", cable.port)];
+        server.restart().await;
+        Some((server, cable))
     }
 
     fn new(

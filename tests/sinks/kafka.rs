@@ -1,20 +1,23 @@
 //! Kafka, by librdkafka's mock cluster. It knows transactions and answers as it is told, but an aborted transaction's messages stay,
-//! and a position written in a transaction is not kept: what is read back from the topic has to make up for both.
+//! and a position written in a transaction is not kept: what is read back from the topic has to make up for both. And by Tansu, a
+//! real broker without transactions, where `cargo x nightly` has built it.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::message::{Headers, Message};
 use rdkafka::mocking::MockCluster;
-use rdkafka::producer::DefaultProducerContext;
+use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
 use rdkafka::types::{RDKafkaApiKey as Api, RDKafkaRespErr as Answer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use super::*;
+use crate::harness::servers::Server;
 
-const TOPIC: &str = "chainweir.whale.large-moves";
+pub const TOPIC: &str = "chainweir.whale.large-moves";
 const GROUP: &str = "chainweir-journal-1-orders-whale.large-moves-1";
 const PARTITIONS: i32 = 3;
 
@@ -25,34 +28,25 @@ const NONE: Answer = Answer::RD_KAFKA_RESP_ERR_NO_ERROR;
 type Mock = MockCluster<'static, DefaultProducerContext>;
 
 #[derive(Clone, Debug)]
-struct Read {
+pub struct Read {
     partition: i32,
     key: Option<String>,
     headers: Vec<(String, String)>,
-    body: Vec<u8>,
+    pub body: Vec<u8>,
 }
 
-/// Three brokers, and a reader of all that is ever in the topic: the brokers keep the last 5 MB alone.
-struct Cluster {
-    servers: String,
-    /// The cluster belongs to one thread.
-    asks: mpsc::Sender<Box<dyn FnOnce(&Mock) + Send>>,
+/// A reader of all that is ever in the topic: a broker may keep the last of it alone.
+pub struct Topic {
+    pub servers: String,
+    /// The broker counts the last batch as one message: where it is to count, each partition gets a batch of one first.
+    marked: bool,
     reader: Arc<BaseConsumer>,
     read: Arc<Mutex<Vec<Read>>>,
     stop: Arc<AtomicBool>,
 }
 
-impl Cluster {
-    fn start() -> Self {
-        let (asks, asked) = mpsc::channel::<Box<dyn FnOnce(&Mock) + Send>>();
-        let (say, servers) = mpsc::channel();
-        std::thread::spawn(move || {
-            let cluster = MockCluster::new(3).unwrap();
-            cluster.create_topic(TOPIC, PARTITIONS, 3).unwrap();
-            say.send(cluster.bootstrap_servers()).unwrap();
-            asked.into_iter().for_each(|ask| ask(&cluster));
-        });
-        let servers = servers.recv().unwrap();
+impl Topic {
+    fn read(servers: String, marked: bool) -> Self {
         let reader = Arc::new(consumer(&servers, "reader"));
         let mut list = TopicPartitionList::new();
         for partition in 0..PARTITIONS {
@@ -66,14 +60,69 @@ impl Cluster {
                 // An error is a broker that is away.
                 let Some(Ok(message)) = consumer.poll(Duration::from_millis(50)) else { continue };
                 let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-                let headers = message.headers().unwrap();
-                let headers =
-                    headers.iter().map(|header| (header.key.to_owned(), text(header.value.unwrap()))).collect();
+                let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+                let headers = headers.map(|header| (header.key.to_owned(), text(header.value.unwrap()))).collect();
                 let (partition, key) = (message.partition(), message.key().map(text));
                 to.lock().unwrap().push(Read { partition, key, headers, body: message.payload().unwrap().to_vec() });
             }
         });
-        Self { servers, asks, reader, read, stop }
+        Self { servers, marked, reader, read, stop }
+    }
+
+    async fn sink(&self, more: &str) -> Arc<dyn Sink> {
+        let table = format!("bootstrap_servers = '{}'\ntimeout_ms = 2000\n{more}", self.servers);
+        open("kafka", &table, Path::new(".")).await.unwrap()
+    }
+
+    /// All that the brokers had until now.
+    pub async fn messages(&self) -> Vec<Read> {
+        if self.marked {
+            let servers = self.servers.clone();
+            tokio::task::spawn_blocking(move || mark(&servers)).await.unwrap();
+        }
+        let written = until("the brokers to count", || async {
+            let reader = self.reader.clone();
+            let end = move |p| Some(reader.fetch_watermarks(TOPIC, p, Duration::from_secs(10)).ok()?.1);
+            tokio::task::spawn_blocking(move || (0..PARTITIONS).map(end).sum::<Option<i64>>()).await.unwrap()
+        })
+        .await;
+        until("the reader to have read", || async {
+            let read = self.read.lock().unwrap();
+            (read.len() as i64 >= written)
+                .then(|| read.iter().filter(|message| !message.headers.is_empty()).cloned().collect())
+        })
+        .await
+    }
+
+    async fn log(&self) -> Vec<String> {
+        self.messages().await.iter().map(|message| event(&message.body)).collect()
+    }
+}
+
+impl Drop for Topic {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Three brokers of librdkafka's.
+pub struct Cluster {
+    topic: Topic,
+    /// The cluster belongs to one thread.
+    asks: mpsc::Sender<Box<dyn FnOnce(&Mock) + Send>>,
+}
+
+impl Cluster {
+    pub fn start() -> Self {
+        let (asks, asked) = mpsc::channel::<Box<dyn FnOnce(&Mock) + Send>>();
+        let (say, servers) = mpsc::channel();
+        std::thread::spawn(move || {
+            let cluster = MockCluster::new(3).unwrap();
+            cluster.create_topic(TOPIC, PARTITIONS, 3).unwrap();
+            say.send(cluster.bootstrap_servers()).unwrap();
+            asked.into_iter().for_each(|ask| ask(&cluster));
+        });
+        Self { topic: Topic::read(servers.recv().unwrap(), false), asks }
     }
 
     fn with<T: Send + 'static>(&self, work: impl FnOnce(&Mock) -> T + Send + 'static) -> T {
@@ -87,35 +136,22 @@ impl Cluster {
         let answers = answers.to_vec();
         self.with(move |cluster| cluster.request_errors(api, &answers));
     }
+}
 
-    async fn sink(&self, more: &str) -> Arc<dyn Sink> {
-        let table = format!("bootstrap_servers = '{}'\ntimeout_ms = 2000\n{more}", self.servers);
-        open("kafka", &table, Path::new(".")).await.unwrap()
-    }
-
-    /// All that the brokers had until now.
-    async fn messages(&self) -> Vec<Read> {
-        let reader = self.reader.clone();
-        let watermarks = move || {
-            (0..PARTITIONS).map(|p| reader.fetch_watermarks(TOPIC, p, Duration::from_secs(10)).unwrap().1).sum::<i64>()
-        };
-        let written = tokio::task::spawn_blocking(watermarks).await.unwrap();
-        until("the reader to have read", || async {
-            let read = self.read.lock().unwrap();
-            (read.len() as i64 >= written).then(|| read.clone())
-        })
-        .await
-    }
-
-    async fn log(&self) -> Vec<String> {
-        self.messages().await.iter().map(|message| event(&message.body)).collect()
+impl std::ops::Deref for Cluster {
+    type Target = Topic;
+    fn deref(&self) -> &Topic {
+        &self.topic
     }
 }
 
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+/// A message in each partition that is nobody's.
+fn mark(servers: &str) {
+    let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", servers).create().unwrap();
+    for partition in 0..PARTITIONS {
+        producer.send(BaseRecord::<(), _>::to(TOPIC).partition(partition).payload("mark")).unwrap();
     }
+    producer.flush(Duration::from_secs(60)).unwrap();
 }
 
 fn consumer(servers: &str, group: &str) -> BaseConsumer {
@@ -126,6 +162,8 @@ fn consumer(servers: &str, group: &str) -> BaseConsumer {
         .set("enable.auto.commit", "false")
         .set("fetch.wait.max.ms", "10")
         .set("reconnect.backoff.max.ms", "500")
+        // A wire that fell silent is left.
+        .set("socket.timeout.ms", "2000")
         .create()
         .unwrap()
 }
@@ -162,6 +200,90 @@ impl Place for Kafka {
     async fn restart(&mut self) {
         self.cluster.with(|cluster| cluster.broker_up(-1).unwrap());
     }
+}
+
+/// A real broker, without transactions.
+pub struct Tansu {
+    pub topic: Topic,
+    _server: Server,
+}
+
+impl Tansu {
+    /// With the only wire to it.
+    pub async fn start() -> Option<(Self, Cable)> {
+        let (server, cable) = Server::tansu().await?;
+        let servers = format!("127.0.0.1:{}", cable.port);
+        let admin: AdminClient<_> = ClientConfig::new().set("bootstrap.servers", &servers).create().unwrap();
+        let topic = NewTopic::new(TOPIC, PARTITIONS, TopicReplication::Fixed(1));
+        let made = admin.create_topics(&[topic], &AdminOptions::new()).await.unwrap();
+        assert!(made.iter().all(Result::is_ok), "{made:?}");
+        Some((Self { topic: Topic::read(servers, true), _server: server }, cable))
+    }
+}
+
+#[async_trait::async_trait]
+impl Place for Tansu {
+    fn wire(&self) -> Option<(&'static str, String, u16)> {
+        let servers = &self.topic.servers;
+        let port = servers.rsplit(':').next()?.parse().ok()?;
+        Some(("kafka", format!("bootstrap_servers = '{servers}'\ntransactions = false"), port))
+    }
+    async fn net(&self) -> BTreeSet<u64> {
+        net_of(&self.log().await.unwrap())
+    }
+    async fn log(&self) -> Option<Vec<String>> {
+        Some(self.topic.log().await)
+    }
+    fn keeps_position(&self) -> bool {
+        false
+    }
+    fn kill(&mut self) -> bool {
+        // All that it has would be lost.
+        false
+    }
+    async fn restart(&mut self) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_kafka_broker_keeps_the_contract() {
+    let Some((tansu, _cable)) = Tansu::start().await else { return };
+    contract(tansu).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_kafka_broker_loses_and_doubles_nothing_when_the_wire_breaks() {
+    let Some((tansu, cable)) = Tansu::start().await else { return };
+    cuts_of(&cable, tansu).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_start_goes_on_where_the_topic_of_a_real_kafka_broker_ends() {
+    use rand::{Rng, SeedableRng};
+    let Some((tansu, _cable)) = Tansu::start().await else { return };
+    let mut rng = rand::rngs::StdRng::seed_from_u64(crate::harness::belt::seed());
+    let mut from = 1;
+    for _ in 0..crate::harness::belt::times(10, 60) {
+        let sink = tansu.sink().await;
+        let given_up = Duration::from_millis(rng.random_range(0..60));
+        tokio::time::timeout(given_up, sink.deliver(&track(), &applies(from..=from + 499))).await.ok();
+        // Whatever was begun is done before this is.
+        sink.prepare(&stream(), &spec()).await.unwrap();
+        let log = tansu.topic.log().await;
+        assert_eq!(log, of(1..=log.len() as u64));
+        from = (log.len() as u64).saturating_sub(rng.random_range(0..500)).max(1);
+    }
+    deliver_to_the_end(&*tansu.sink().await, &applies(from..=from + 499)).await;
+    assert_eq!(tansu.topic.log().await, of(1..from + 500));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_kafka_broker_without_transactions_is_told_with_what_to_do() {
+    let Some((tansu, _cable)) = Tansu::start().await else { return };
+    let outcomes = tansu.topic.sink("").await.deliver(&track(), &applies(1..=2)).await;
+    assert!(
+        matches!(&outcomes[0], Outcome::Retry { why, .. } if why.contains("set transactions = false")),
+        "{outcomes:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

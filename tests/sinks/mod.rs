@@ -1,12 +1,12 @@
 //! What every sink promises, asked of every kind against the real server: order, nothing lost, nothing doubled, and a
 //! reason without a secret when it cannot.
 
-mod kafka;
-mod mqtt;
+pub mod kafka;
+pub mod mqtt;
 mod mysql;
 mod newest;
 mod object_store;
-mod rabbitmq;
+pub mod rabbitmq;
 mod redis;
 mod webhook;
 
@@ -292,10 +292,15 @@ async fn what_is_sent_again_moves_no_position_of_a_store_or_a_queue() {
 
 /// The wire to the server breaks while it answers, at any byte, or falls silent.
 async fn cuts(place: impl Place) {
+    let (.., port) = place.wire().expect("a server");
+    cuts_of(&Cable::to(port).await, place).await;
+}
+
+/// The same, by a wire that is there.
+async fn cuts_of(cable: &Cable, place: impl Place) {
     use rand::{Rng, SeedableRng};
     let mut rng = rand::rngs::StdRng::seed_from_u64(crate::harness::belt::seed());
     let (kind, table, port) = place.wire().expect("a server");
-    let cable = Cable::to(port).await;
     let table = table.replace(&format!(":{port}"), &format!(":{}", cable.port)) + "\ntimeout_ms = 1000";
     let sink = open(kind, &table, Path::new(".")).await.unwrap();
     sink.prepare(&stream(), &spec()).await.unwrap();

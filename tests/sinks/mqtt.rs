@@ -12,14 +12,14 @@ use crate::harness::servers::Server;
 const TOPIC: &str = "chainweir/whale/large-moves/1";
 
 /// A subscriber with a session that outlives its connection, and the broker's.
-struct Reader {
+pub struct Reader {
     client: AsyncClient,
     read: Arc<Mutex<Vec<Publish>>>,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Reader {
-    async fn start(port: u16) -> Self {
+    pub async fn start(port: u16) -> Self {
         Self::start_as("reader", port).await
     }
 
@@ -50,7 +50,7 @@ impl Reader {
     }
 
     /// All that the broker had until now: it hands a subscriber one message after another.
-    async fn messages(&self) -> Vec<Publish> {
+    pub async fn messages(&self) -> Vec<Publish> {
         static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         let mark = format!("mark {}", NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
         self.client.publish("mark", QoS::AtLeastOnce, false, mark.clone()).await.unwrap();

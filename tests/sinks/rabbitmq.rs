@@ -12,9 +12,9 @@ use super::*;
 use crate::harness::servers::{PASSWORD, Server, USER};
 
 const SILENCE: Duration = Duration::from_secs(5);
-const QUEUE: &str = "chainweir.whale.large-moves.1";
+pub const QUEUE: &str = "chainweir.whale.large-moves.1";
 
-fn url(server: &Server) -> String {
+pub fn url(server: &Server) -> String {
     format!("amqp://{USER}:{PASSWORD}@127.0.0.1:{}", server.port)
 }
 
@@ -25,12 +25,12 @@ async fn channel(url: &str) -> lapin::Result<(Connection, Channel)> {
 }
 
 /// It listens before it takes anybody in.
-async fn answering(server: &Server) -> (Connection, Channel) {
+pub async fn answering(server: &Server) -> (Connection, Channel) {
     let url = url(server);
     until("RabbitMQ to answer", || async { channel(&url).await.ok() }).await
 }
 
-async fn declare(channel: &Channel, queue: &str, arguments: &[(&str, AMQPValue)]) {
+pub async fn declare(channel: &Channel, queue: &str, arguments: &[(&str, AMQPValue)]) {
     let mut table = FieldTable::default();
     for (name, value) in arguments {
         table.insert((*name).into(), value.clone());
@@ -49,14 +49,14 @@ async fn take(channel: &Channel, queue: &str) -> Vec<Message> {
 }
 
 /// A consumer that outlives the broker.
-struct Reader {
+pub struct Reader {
     url: String,
     read: Arc<Mutex<Vec<Message>>>,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Reader {
-    fn start(url: String) -> Self {
+    pub fn start(url: String) -> Self {
         let read = Arc::<Mutex<Vec<Message>>>::default();
         let (from, to) = (url.clone(), read.clone());
         let task = tokio::spawn(async move {
@@ -93,7 +93,7 @@ impl Reader {
     }
 
     /// All that the queue had until now: it hands out one message after another.
-    async fn messages(&self) -> Vec<(String, Vec<u8>)> {
+    pub async fn messages(&self) -> Vec<(String, Vec<u8>)> {
         static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         let mark = format!("mark {}", NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
         let options = BasicPublishOptions::default();

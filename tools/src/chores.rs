@@ -146,13 +146,25 @@ fn deny() -> Result<()> {
     Ok(())
 }
 
+/// A real Kafka broker, for nobody else: its build takes seven minutes of two cores.
+fn tansu() -> Result<PathBuf> {
+    let target = root().join("target/tansu");
+    run(cargo(["build", "--locked", "--manifest-path", "tests/tansu/Cargo.toml", "--target-dir"]).arg(&target))?;
+    Ok(target.join("debug/tansu"))
+}
+
 /// Random tests read how long they may go on from these.
 pub fn nightly(args: &[String]) -> Result<()> {
-    let missing = prepare()?;
-    let done = run(cargo(["test", "--release", "--workspace"])
-        .args(args)
+    let mut missing = prepare()?;
+    let mut test = cargo(["test", "--release", "--workspace"]);
+    test.args(args)
         .env("CHAINWEIR_LONG", "1")
-        .env("CHAINWEIR_SEEDS", std::env::var("CHAINWEIR_SEEDS").unwrap_or_else(|_| "200".into())));
+        .env("CHAINWEIR_SEEDS", std::env::var("CHAINWEIR_SEEDS").unwrap_or_else(|_| "200".into()));
+    match step("tansu", tansu) {
+        Ok(program) => drop(test.env("CHAINWEIR_TANSU", program)),
+        Err(error) => missing.push(format!("a real Kafka broker: {error:#}")),
+    }
+    let done = run(&mut test);
     say_missing(&missing);
     done
 }

@@ -66,7 +66,12 @@ const CHORES: &[Chore] = &[
         help: "each destination beside its client library in a bare loop, on servers of this machine",
         run: chores::sinks,
     },
-    Chore { name: "nightly", args: "", help: "the long variants of the random tests", run: chores::nightly },
+    Chore {
+        name: "nightly",
+        args: "",
+        help: "the long variants of the random tests, and a real Kafka broker",
+        run: chores::nightly,
+    },
     Chore {
         name: "corpus",
         args: "[--check]",
