@@ -7,6 +7,7 @@ mod chain_driver;
 mod chains;
 mod cli;
 mod crash;
+mod crowd;
 mod decode;
 mod dev;
 mod examples;
