@@ -318,16 +318,18 @@ async fn receivers_that_hang_fail_and_are_gone_do_not_slow_the_good_one() {
     let output = |status: &Value, name: &str| {
         status["outputs"].as_array().and_then(|all| all.iter().find(|o| o["name"] == name)).cloned().expect("an output")
     };
-    until("every refused one to be a dead letter", || async {
+    let status = until("every refused one to be a dead letter, and the others' to be counted", || async {
         let status = process.status().await?;
-        (output(&status, "gone")["dead"] == json!(expected)).then_some(())
+        let waits = |name: &str| {
+            let output = output(&status, name);
+            output["backlog"].as_u64().unwrap_or(0) + output["parked"].as_u64().unwrap_or(0) > 0
+        };
+        let counted = output(&status, "gone")["dead"] == json!(expected) && waits("hanging") && waits("failing");
+        counted.then_some(status)
     })
     .await;
-    let status = process.status().await.expect("it answers");
     for waiting in ["hanging", "failing"] {
-        let output = output(&status, waiting);
-        assert_eq!(output["dead"], json!(0), "{output}");
-        assert!(output["backlog"].as_u64().unwrap_or(0) + output["parked"].as_u64().unwrap_or(0) > 0, "{output}");
+        assert_eq!(output(&status, waiting)["dead"], json!(0));
     }
     let (ok, listed) = process.cli(&["dead", "list"]);
     assert!(ok && listed.contains("410"), "{listed}");

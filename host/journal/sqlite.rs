@@ -1,5 +1,5 @@
-//! The embedded journal: one SQLite file in WAL mode with `synchronous = FULL`, one writer thread, any
-//! number of readers.
+//! The embedded journal: one SQLite file in WAL mode with `synchronous = FULL`, one writer thread, a few
+//! readers.
 //!
 //! Writes that wait together share one transaction and one fsync (group commit). One that is refused is refused
 //! before it changes anything, so that it takes nothing of the others with it.

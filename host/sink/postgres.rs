@@ -29,6 +29,7 @@ pub const KIND: Kind = Kind {
         ("url", "postgres://user@host/database, without a password; or url_env"),
         ("url_env", "environment variable with the URL, where it holds a password"),
         ("password_env", "environment variable with the password alone"),
+        ("password_file", "file with the password alone"),
         ("schema", "the schema of the tables, made if it is not there; public"),
         ("table", "name of a stream's table, with {plugin} and {stream}; {plugin}_{stream}"),
         ("retract", "delete or mark the row of a retracted emission, or append a row that says so; delete"),
@@ -94,7 +95,7 @@ impl Postgres {
             .expose()
             .parse()
             .map_err(|_| options.refused("the URL is not of the form postgres://user:password@host:5432/database"))?;
-        if let Some(password) = options.env("password_env")? {
+        if let Some(password) = options.secret("password_env", "password_file")? {
             config.password(password.expose());
         }
         config.application_name("chainweir").connect_timeout(CONNECT_TIMEOUT);

@@ -102,6 +102,10 @@ trait Place: Send + Sync {
     fn wire(&self) -> Option<(&'static str, String, u16)> {
         None
     }
+    /// Bytes that the server says within some batches: at one of them the wire breaks.
+    fn says(&self) -> u64 {
+        20_000
+    }
     /// The emissions that hold, by their `n`.
     async fn net(&self) -> BTreeSet<u64>;
     /// The events in the order in which they lie there, for a destination that keeps them: `apply 3`.
@@ -323,7 +327,7 @@ async fn cuts_of(cable: &Cable, place: impl Place) {
             next
         });
         let how = if round % 3 == 2 { Break::Silence } else { Break::Cut };
-        cable.break_after(rng.random_range(0..20_000), how);
+        cable.break_after(rng.random_range(0..place.says()), how);
         until("the wire to break", || async { cable.is_broken().then_some(()) }).await;
         failed.notified().await;
         cable.mend();
@@ -636,6 +640,17 @@ async fn wrong_credentials_are_told_without_the_secret() {
         let sink = open("postgres", &format!("url = '{}'", server.url_with("hush-hush")), folder.path()).await.unwrap();
         let told = why(sink.prepare(&stream(), &spec()).await.unwrap_err());
         assert!(told.contains("output.orders") && told.contains("password authentication failed"), "{told}");
+        // By a file, first with the wrong one in it.
+        use crate::harness::postgres::{PASSWORD, USER};
+        let table = format!(
+            "url = 'postgres://{USER}@127.0.0.1:{}/postgres?sslmode=disable'\npassword_file = 'password'",
+            server.port()
+        );
+        let sink = open("postgres", &table, folder.path()).await.unwrap();
+        let told = why(sink.prepare(&stream(), &spec()).await.unwrap_err());
+        assert!(told.contains("password authentication failed"), "{told}");
+        std::fs::write(folder.path().join("password"), PASSWORD).unwrap();
+        open("postgres", &table, folder.path()).await.unwrap().prepare(&stream(), &spec()).await.unwrap();
     }
     let told = why(open("postgres", "url = 'postgres://a:hush-hush@[/x'", folder.path()).await.err().unwrap());
     assert!(told.contains("postgres://user:password@host"), "{told}");

@@ -37,6 +37,10 @@ impl Place for Redis {
     fn wire(&self) -> Option<(&'static str, String, u16)> {
         Some(("redis", format!("url = '{}'\ncommand = '{}'", url(&self.0), self.1), self.0.port))
     }
+    fn says(&self) -> u64 {
+        // A line for five hundred entries.
+        1_000
+    }
     async fn net(&self) -> BTreeSet<u64> {
         net_of(&self.log().await.unwrap())
     }
