@@ -8,6 +8,7 @@ mod newest;
 mod object_store;
 pub mod rabbitmq;
 mod redis;
+mod stores;
 mod webhook;
 
 use std::collections::BTreeSet;
