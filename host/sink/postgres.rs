@@ -191,9 +191,11 @@ impl Postgres {
     }
 
     fn make_table(&self, stream: &StreamId, spec: &StreamSpec) -> Result<Table, SinkError> {
-        let bare = table::name(&self.rules.template, stream).map_err(|error| self.refused(&error.to_string()))?;
+        let bare = self.rules.name(stream).map_err(|error| self.refused(&error.to_string()))?;
         let taken = self.tables.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some((other, _)) = taken.iter().find(|(other, table)| table.bare == bare && *other != stream) {
+        let clashes =
+            |(other, table): &(&StreamId, &Arc<Table>)| *other != stream && self.rules.clash(&table.bare, &bare);
+        if let Some((other, _)) = taken.iter().find(clashes) {
             return Err(self.refused(&table::shared(stream, other, &self.within(&bare))));
         }
         let layout = self.rules.layout(spec).map_err(|why| self.refused(&why))?;

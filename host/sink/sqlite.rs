@@ -114,8 +114,9 @@ impl State {
     }
 
     fn prepare(&mut self, stream: &StreamId, spec: &StreamSpec) -> Result<(), SinkError> {
-        let bare = table::name(&self.rules.template, stream).map_err(|error| self.refused(&error.to_string()))?;
-        if let Some((other, _)) = self.tables.iter().find(|(other, table)| table.name == bare && *other != stream) {
+        let bare = self.rules.name(stream).map_err(|error| self.refused(&error.to_string()))?;
+        let clashes = |(other, table): &(&StreamId, &Table)| *other != stream && self.rules.clash(&table.name, &bare);
+        if let Some((other, _)) = self.tables.iter().find(clashes) {
             return Err(self.refused(&table::shared(stream, other, &quoted(&bare))));
         }
         let layout = self.rules.layout(spec).map_err(|why| self.refused(&why))?;

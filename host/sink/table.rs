@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use serde_json::value::RawValue;
 
-use super::{Options, SinkError, cloudevent};
+use super::{Options, SinkError, cloudevent, newest};
 use crate::model::{Delivery, Op, Outcome, StreamId, StreamSpec};
 
 /// What a column holds.
@@ -97,6 +97,26 @@ impl Rules {
     /// The layout of a stream's table; or why it cannot have the key that is asked for.
     pub fn layout(&self, spec: &StreamSpec) -> Result<Layout, String> {
         Layout::of(spec, self.retract).by_key(&self.key)
+    }
+
+    /// The name of a stream's table, if it and its history's are short enough.
+    pub fn name(&self, stream: &StreamId) -> Result<String, SinkError> {
+        let filled =
+            self.template.replace("{plugin}", stream.plugin.as_str()).replace("{stream}", stream.stream.as_str());
+        let name = filled.replace(['-', '.'], "_");
+        let longest = if self.key.is_empty() { LONGEST_NAME } else { LONGEST_NAME - newest::history("").len() };
+        if name.len() > longest {
+            let why = format!(
+                "the table name {name} of {stream} has more than {longest} bytes; set a shorter one by table = \"...\""
+            );
+            return Err(SinkError::Refused { why });
+        }
+        Ok(name)
+    }
+
+    /// Whether two streams with tables of these names would write into one.
+    pub fn clash(&self, one: &str, other: &str) -> bool {
+        one == other || !self.key.is_empty() && (newest::history(one) == other || newest::history(other) == one)
     }
 }
 
@@ -404,19 +424,6 @@ pub fn missing<'a>(
     Ok(missing)
 }
 
-/// The name of a stream's table. Two streams of one output with one table are refused by the caller.
-pub fn name(template: &str, stream: &StreamId) -> Result<String, SinkError> {
-    let filled = template.replace("{plugin}", stream.plugin.as_str()).replace("{stream}", stream.stream.as_str());
-    let name = filled.replace(['-', '.'], "_");
-    if name.len() > LONGEST_NAME {
-        let why = format!(
-            "the table name {name} of {stream} has more than {LONGEST_NAME} bytes; set a shorter one by table = \"...\""
-        );
-        return Err(SinkError::Refused { why });
-    }
-    Ok(name)
-}
-
 /// What is said of two streams with one table.
 pub fn shared(stream: &StreamId, other: &StreamId, table: &str) -> String {
     format!(
@@ -642,6 +649,19 @@ mod tests {
                 .unwrap_err()
                 .contains("not made by this output")
         );
+    }
+
+    #[test]
+    fn a_history_has_a_name_of_its_own() {
+        let mut rules =
+            Rules { template: "{plugin}_{stream}".into(), retract: Retract::Delete, key: vec![], keep_blocks: 0 };
+        let stream = |name: &str| format!("p.{name}").parse::<StreamId>().unwrap();
+        assert_eq!(rules.name(&stream("a-b")).unwrap(), "p_a_b");
+        assert!(rules.name(&stream(&"x".repeat(61))).is_ok() && rules.name(&stream(&"x".repeat(62))).is_err());
+        assert!(rules.clash("p_a", "p_a") && !rules.clash("p_a", "p_a_history"));
+        rules.key = vec!["n".into()];
+        assert!(rules.name(&stream(&"x".repeat(53))).is_ok() && rules.name(&stream(&"x".repeat(54))).is_err());
+        assert!(rules.clash("p_a", "p_a_history") && rules.clash("p_a_history", "p_a") && !rules.clash("p_a", "p_b"));
     }
 
     #[test]
