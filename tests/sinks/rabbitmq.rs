@@ -146,7 +146,9 @@ impl Place for RabbitMq {
     }
     async fn restart(&mut self) {
         self.server.restart().await;
-        answering(&self.server).await;
+        let (_connection, channel) = answering(&self.server).await;
+        // A broker that is killed may not have its queues again at once, or a queue that it was just told of at all.
+        declare(&channel, QUEUE, &[]).await;
     }
 }
 
