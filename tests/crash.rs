@@ -55,13 +55,7 @@ async fn killed_at_any_moment_no_other_kind_of_output_loses_or_doubles() {
          [[route]]\nfrom = \"erc20-transfers.transfers\"\nto = [\"mysql\", \"redis\", \"appended\", \"newest\", \"objects\"]\n",
         objects.display()
     );
-    belt.load(10, false).await;
-    for _ in 0..times(20, 100) {
-        belt.live_and_die(1_500).await;
-    }
-    belt.start().await;
-    belt.check().await;
-    let truth = belt.chain.transfers(0..=belt.chain.head().await).await;
+    let truth = belt.survive(times(20, 100)).await;
     waited("MySQL", &truth, || async {
         let select = "SELECT CAST(_block AS CHAR), CAST(log_index AS CHAR), _block_hash, tx, token, `from`, `to`, value \
                       FROM erc20_transfers_transfers";
@@ -90,27 +84,14 @@ async fn killed_at_any_moment_no_other_kind_of_output_loses_or_doubles() {
         held_once("the objects", text.lines().map(|line| serde_json::from_str(line).expect("a line")).collect())
     })
     .await;
-    waited("the appended rows", &truth, || async {
-        let db = rusqlite::Connection::open(belt.dir().join("appended.db")).ok()?;
-        let net = r#"SELECT cast(_block AS text), cast(log_index AS text), _block_hash, tx, token, "from", "to", value
-                     FROM erc20_transfers_transfers a WHERE _op = 'apply' AND NOT EXISTS
-                     (SELECT 1 FROM erc20_transfers_transfers r WHERE r._op = 'retract' AND r._emission = a._emission)"#;
-        let mut question = db.prepare(net).ok()?;
-        let rows = question.query_map([], |row| Ok(transfer(|at| row.get(at).expect("a text")))).ok()?;
-        Some(sorted(rows.flatten()))
-    })
-    .await;
+    let net = "a WHERE _op = 'apply' AND NOT EXISTS \
+               (SELECT 1 FROM erc20_transfers_transfers r WHERE r._op = 'retract' AND r._emission = a._emission)";
+    let appended = || async { belt.stored("appended.db", net).ok() };
+    waited("the appended rows", &truth, appended).await;
     // Sorted by block and index: the last of each token and receiver stays.
     let newest: BTreeMap<_, _> = truth.iter().map(|t| ((t.token, t.to), t.clone())).collect();
-    waited("the newest rows", &sorted(newest.into_values()), || async {
-        let db = rusqlite::Connection::open(belt.dir().join("newest.db")).ok()?;
-        let rows = r#"SELECT cast(_block AS text), cast(log_index AS text), _block_hash, tx, token, "from", "to", value
-                      FROM erc20_transfers_transfers"#;
-        let mut question = db.prepare(rows).ok()?;
-        let rows = question.query_map([], |row| Ok(transfer(|at| row.get(at).expect("a text")))).ok()?;
-        Some(sorted(rows.flatten()))
-    })
-    .await;
+    let rows = || async { belt.stored("newest.db", "").ok() };
+    waited("the newest rows", &sorted(newest.into_values()), rows).await;
 }
 
 /// What a destination holds that is to have everything once.
@@ -165,13 +146,7 @@ async fn killed_at_any_moment_kafka_has_it_once_and_rabbitmq_and_mqtt_in_order_w
             kafka::TOPIC,
         );
     }
-    belt.load(10, false).await;
-    for _ in 0..times(20, 100) {
-        belt.live_and_die(1_500).await;
-    }
-    belt.start().await;
-    belt.check().await;
-    let truth = belt.chain.transfers(0..=belt.chain.head().await).await;
+    let truth = belt.survive(times(20, 100)).await;
     let json = |body: &[u8]| serde_json::from_slice::<Value>(body).expect("JSON");
     let of_queue = || async { queue.messages().await.iter().map(|(_, body)| json(body)).collect::<Vec<_>>() };
     let of_topic = || async { subscriber.messages().await.iter().map(|message| json(&message.payload)).collect() };

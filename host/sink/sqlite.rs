@@ -245,10 +245,11 @@ fn store(
     for delivery in batch {
         // A statement that fails for its row undoes itself and leaves the transaction as it was; several need a savepoint.
         let written = match &table.newest {
-            None => write(&transaction, table, delivery),
+            None => write(&transaction, table, delivery).map(drop),
             Some(newest) => transaction.savepoint().map_err(fault).and_then(|savepoint| {
-                write(&savepoint, table, delivery)?;
-                bring_up_to_date(&savepoint, table, newest, delivery)?;
+                if let Some(key) = write(&savepoint, table, delivery)? {
+                    bring_up_to_date(&savepoint, newest, &key, delivery)?;
+                }
                 savepoint.commit().map_err(fault)
             }),
         };
@@ -276,42 +277,41 @@ fn store(
 /// Makes the table what its history says of the key of a delivery that was just written there.
 fn bring_up_to_date(
     connection: &Connection,
-    table: &Table,
     (newest, keep_blocks): &(Newest, u64),
+    key: &Value,
     delivery: &Delivery,
 ) -> Result<(), Fault> {
-    // What has no row was never there, and is not taken back.
-    let Ok(Some(Value::Text(key))) = table.layout.row(delivery).map(|row| row.into_iter().next()) else {
-        return Ok(());
-    };
     let run = |sql: &str, with: &[&dyn ToSql]| {
         connection.prepare_cached(sql).and_then(|mut statement| statement.execute(with)).map_err(fault)
     };
-    run(&newest.upsert, &[&key])?;
+    run(&newest.upsert, &[key])?;
     if delivery.op == Op::Retract {
-        run(&newest.remove, &[&key])?;
+        run(&newest.remove, &[key])?;
     } else {
-        run(&newest.forget, &[&key, &table::kept_from(delivery, *keep_blocks)])?;
+        run(&newest.forget, &[key, &table::kept_from(delivery, *keep_blocks)])?;
     }
     Ok(())
 }
 
-fn write(transaction: &Connection, table: &Table, delivery: &Delivery) -> Result<(), Fault> {
+/// The first value of the delivery's row: with a key, that is it. What has no row was never there, and is not taken back.
+fn write(transaction: &Connection, table: &Table, delivery: &Delivery) -> Result<Option<Value>, Fault> {
     match delivery.op {
         // A table holds what the chain has.
-        Op::Pending => {}
+        Op::Pending => Ok(None),
         _ if delivery.op == Op::Apply || table.layout.appends() => {
             let row = table.layout.row(delivery).map_err(Fault::Row)?;
             let mut statement = transaction.prepare_cached(&table.insert).map_err(fault)?;
             statement.execute(rusqlite::params_from_iter(row.iter())).map_err(fault)?;
+            Ok(row.into_iter().next())
         }
         _ => {
             let offset = i64::try_from(delivery.offset).unwrap_or(i64::MAX);
             let mut statement = transaction.prepare_cached(&table.retract).map_err(fault)?;
             statement.execute(params![delivery.emission.id.to_string(), offset]).map_err(fault)?;
+            let row = table.newest.is_some().then(|| table.layout.row(delivery).ok()).flatten();
+            Ok(row.and_then(|row| row.into_iter().next()))
         }
     }
-    Ok(())
 }
 
 fn fault(error: rusqlite::Error) -> Fault {

@@ -181,6 +181,17 @@ when = "finalized"
         }
     }
 
+    /// Killed so many times while it runs; then everything is checked. What the chain has at the end.
+    pub async fn survive(&mut self, kills: u64) -> Vec<Transfer> {
+        self.load(10, false).await;
+        for _ in 0..kills {
+            self.live_and_die(1_500).await;
+        }
+        self.start().await;
+        self.check().await;
+        self.chain.transfers(0..=self.chain.head().await).await
+    }
+
     /// Blocks with transfers, and now and then a reorg of 1 to 32 blocks.
     pub async fn load(&mut self, blocks: u64, reorgs: bool) {
         for _ in 0..blocks {
@@ -234,7 +245,7 @@ when = "finalized"
         })
         .await;
         waited("PostgreSQL", &truth, || self.rows()).await;
-        waited("the SQLite store", &truth, || async { self.store().ok() }).await;
+        waited("the SQLite store", &truth, || async { self.stored("store.db", "").ok() }).await;
         waited("NATS", &truth, || async {
             let ledger = Ledger::of(&self.nats.messages("CHAINWEIR").await?);
             assert_eq!(ledger.repeats, 0, "the stream holds a message twice");
@@ -272,12 +283,13 @@ when = "finalized"
         Some(sorted(rows.iter().map(|row| transfer(|at| row.get(at)))))
     }
 
-    fn store(&self) -> rusqlite::Result<Vec<Transfer>> {
-        let db = read_only(&self.dir().join("store.db"))?;
-        let mut question = db.prepare(
+    /// The rows of a SQLite output's file; `which` follows the name of the table.
+    pub fn stored(&self, file: &str, which: &str) -> rusqlite::Result<Vec<Transfer>> {
+        let db = read_only(&self.dir().join(file))?;
+        let mut question = db.prepare(&format!(
             r#"SELECT cast(_block AS text), cast(log_index AS text), _block_hash, tx, token, "from", "to", value
-               FROM erc20_transfers_transfers"#,
-        )?;
+               FROM erc20_transfers_transfers {which}"#
+        ))?;
         let rows = question.query_map([], |row| Ok(transfer(|at| row.get(at).expect("a text"))))?;
         Ok(sorted(rows.collect::<rusqlite::Result<Vec<_>>>()?))
     }
