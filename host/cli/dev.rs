@@ -425,7 +425,7 @@ async fn until_end(running: host::Running, signals: &mut host::Signals) -> anyho
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::TrackId;
+    use crate::journal::{ConsumerId, TrackId};
     use crate::model::{BlockRef, ChainId, EmissionId, EventPosition, PluginStatus, RefusedFile, StreamSpec};
 
     #[test]
@@ -434,7 +434,7 @@ mod tests {
         let block = BlockRef { chain, number: 7, hash: Default::default(), parent: Default::default(), time: 0 };
         let stream: crate::model::StreamId = "p.s".parse().unwrap();
         let spec = StreamSpec { name: stream.stream.clone(), description: String::new(), schema: None };
-        let track = TrackInfo { id: TrackId(1), stream, chain, spec, last_offset: 1 };
+        let track = TrackInfo { id: TrackId(1), consumer: ConsumerId(1), stream, chain, spec, last_offset: 1 };
         let entry = |op, payload: &str| Entry {
             offset: 1,
             op,

@@ -82,6 +82,7 @@ pub struct Consumer {
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrackInfo {
     pub id: TrackId,
+    pub consumer: ConsumerId,
     pub stream: StreamId,
     pub chain: ChainId,
     pub spec: StreamSpec,
@@ -366,6 +367,8 @@ pub trait Journal: Send + Sync + 'static {
 
     /// The last offset that is committed; changes with every commit that writes entries or moves marks.
     fn tail(&self) -> watch::Receiver<u64>;
+    /// Counts those commits of one consumer, since the journal was opened: whoever follows few of many need not read for all.
+    fn moves(&self, consumer: ConsumerId) -> u64;
 
     fn finalized(&self, chain: ChainId) -> Result<Option<BlockRef>, JournalError>;
     fn consumers(&self) -> Result<Vec<Consumer>, JournalError>;

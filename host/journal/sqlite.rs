@@ -4,11 +4,12 @@
 //! Writes that wait together share one transaction and one fsync (group commit). One that is refused is refused
 //! before it changes anything, so that it takes nothing of the others with it.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -148,11 +149,14 @@ enum ToWriter {
     Hook(Box<dyn FnOnce(&Connection) + Send>),
 }
 
+type Moves = RwLock<HashMap<ConsumerId, u64>>;
+
 pub struct SqliteJournal {
     id: String,
     to_writer: mpsc::UnboundedSender<ToWriter>,
     readers: Readers,
     tail: watch::Receiver<u64>,
+    moves: Arc<Moves>,
     window: Arc<AtomicU64>,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
@@ -171,11 +175,12 @@ impl SqliteJournal {
         let window = Arc::new(AtomicU64::new(forget::begin(&db)? as u64));
         let (tail_send, tail) = watch::channel(last_offset);
         let (to_writer, jobs) = mpsc::unbounded_channel();
-        let begins = window.clone();
+        let moves = Arc::<Moves>::default();
+        let (begins, moving) = (window.clone(), moves.clone());
         let writer = std::thread::Builder::new()
             .name("journal".into())
             .spawn(move || {
-                Writer { db, last_offset, tail: tail_send, window: begins }.run(jobs);
+                Writer { db, last_offset, tail: tail_send, moves: moving, window: begins }.run(jobs);
                 // Only now: the next owner reads what the last transaction wrote.
                 drop(lock);
             })
@@ -185,6 +190,7 @@ impl SqliteJournal {
             to_writer,
             readers: Readers::new(path.to_owned(), |path| connect(path, false)),
             tail,
+            moves,
             window,
             writer: Mutex::new(Some(writer)),
         }))
@@ -377,6 +383,7 @@ struct Writer {
     db: Connection,
     last_offset: u64,
     tail: watch::Sender<u64>,
+    moves: Arc<Moves>,
     window: Arc<AtomicU64>,
 }
 
@@ -415,8 +422,17 @@ impl Writer {
         let before = self.last_offset;
         match self.transaction(group) {
             Ok(results) => {
+                let moved = group.iter().filter_map(|job| match &job.write {
+                    Write::Step(step) => Some(step.consumer),
+                    Write::Undo { consumer, .. } => Some(*consumer),
+                    _ => None,
+                });
+                let mut moved = moved.peekable();
                 // A lane's own notes wake nobody.
-                if group.iter().any(|job| matches!(job.write, Write::Step(_) | Write::Undo { .. })) {
+                if moved.peek().is_some() {
+                    let mut moves = self.moves.write().unwrap_or_else(PoisonError::into_inner);
+                    moved.for_each(|consumer| *moves.entry(consumer).or_default() += 1);
+                    drop(moves);
                     self.tail.send_replace(self.last_offset);
                 }
                 for (job, result) in group.drain(..).zip(results) {
@@ -512,6 +528,10 @@ impl Journal for SqliteJournal {
         self.tail.clone()
     }
 
+    fn moves(&self, consumer: ConsumerId) -> u64 {
+        self.moves.read().unwrap_or_else(PoisonError::into_inner).get(&consumer).copied().unwrap_or(0)
+    }
+
     fn finalized(&self, chain: ChainId) -> Result<Option<BlockRef>> {
         self.read(|db| {
             db.prepare_cached("SELECT number, hash, parent, time FROM chain WHERE chain = ?1")?
@@ -602,7 +622,8 @@ impl Journal for SqliteJournal {
         self.read(|db| {
             db.prepare_cached(
                 "SELECT id, plugin, stream, chain, description, schema,
-                 max(forgotten, coalesce((SELECT max(offset) FROM entry WHERE track = track.id), 0)) FROM track ORDER BY id",
+                 max(forgotten, coalesce((SELECT max(offset) FROM entry WHERE track = track.id), 0)), consumer
+                 FROM track ORDER BY id",
             )?
             .query_map([], |r| {
                 let stream: StreamName = name(r, 2)?;
@@ -612,6 +633,7 @@ impl Journal for SqliteJournal {
                 })?;
                 Ok(TrackInfo {
                     id: TrackId(r.get(0)?),
+                    consumer: ConsumerId(r.get(7)?),
                     stream: StreamId { plugin: name(r, 1)?, stream: stream.clone() },
                     chain: ChainId(r.get::<_, i64>(3)? as u64),
                     spec: StreamSpec { name: stream, description: r.get(4)?, schema },

@@ -49,6 +49,8 @@ impl Task {
             let id = route.track.id;
             let known = self.tracks.get_mut(&id).map(|track| {
                 track.gone = false;
+                // More may be due on another route.
+                track.more = true;
                 std::mem::replace(&mut track.routed, route.clone()).track.spec
             });
             if let Some(opening) = self.opening.get_mut(&id) {

@@ -33,6 +33,8 @@ const CALL_LIMIT: Duration = Duration::from_secs(120);
 thread_local! {
     /// Turns of the loop on this thread: shows a lane that spins.
     pub static TURNS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+    /// Reads of the journal.
+    pub static READS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
 pub struct Task {
@@ -239,7 +241,8 @@ impl Task {
     /// New entries or new marks: what was too early may be due.
     fn look_again(&mut self) {
         for track in self.tracks.values_mut() {
-            track.more = true;
+            let moves = self.journal.moves(track.routed.track.consumer);
+            track.more |= std::mem::replace(&mut track.moves, moves) != moves;
         }
     }
 
@@ -312,6 +315,8 @@ impl Task {
         &mut self,
         f: impl FnOnce(&dyn Journal) -> Result<T, JournalError> + Send + 'static,
     ) -> Option<T> {
+        #[cfg(test)]
+        READS.set(READS.get() + 1);
         let journal = self.journal.clone();
         let why = match tokio::task::spawn_blocking(move || f(&*journal)).await {
             Ok(Ok(read)) => {

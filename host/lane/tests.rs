@@ -645,6 +645,32 @@ async fn a_lane_with_nothing_to_do_sleeps() {
 }
 
 #[tokio::test]
+async fn what_other_plugins_write_is_not_read_for() {
+    let mut house = House::new(1).await;
+    let write = Write::Consumer { plugin: PluginName::new("q").unwrap(), chain: CHAIN, state_version: 1 };
+    let mut other = House::new(0).await;
+    other.consumer = ConsumerId(house.journal.commit(write).await.unwrap().id);
+    other.journal = house.journal.clone();
+    let sink = Arc::new(Fake::new(1, 1));
+    let lane = house.start(&sink, When::Latest);
+    house.block(&[(0, "a")]).await;
+    other.block(&[]).await;
+    until("it is delivered and noted", || {
+        house.journal.position(&output(), house.tracks[0]).unwrap().is_some_and(|position| position > 0)
+    })
+    .await;
+    let reads = super::task::READS.get();
+    for _ in 0..200 {
+        other.block(&[]).await;
+    }
+    let read = super::task::READS.get() - reads;
+    assert!(read <= 1, "nothing of its own came, and the journal was read {read} times");
+    house.block(&[(0, "a")]).await;
+    until("its own comes at once all the same", || sink.delivered().len() == 2).await;
+    lane.stop().await;
+}
+
+#[tokio::test]
 async fn ten_thousand_parked_keys_are_retried_without_reading_all_for_each() {
     let mut house = House::new(1).await;
     let keys: Vec<String> = (0..10_000).map(|n| format!("k{n}")).collect();

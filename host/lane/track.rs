@@ -61,6 +61,8 @@ pub struct TrackLane {
     pub read: u64,
     /// There may be entries after `read`.
     pub more: bool,
+    /// The consumer's moves that have been looked at.
+    pub moves: u64,
     pub window: VecDeque<Slot>,
     live: usize,
     live_bytes: usize,
@@ -114,6 +116,7 @@ impl TrackLane {
             noted: position,
             read: position,
             more: true,
+            moves: 0,
             window: VecDeque::new(),
             live: 0,
             live_bytes: 0,

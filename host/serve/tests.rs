@@ -43,7 +43,8 @@ impl Memory {
                 description: "<b>what it is</b>".into(),
                 schema: Some(json!({"type": "object"})),
             };
-            TrackInfo { id: TrackId(i as i64), stream, chain: ChainId(*chain), spec, last_offset: 0 }
+            let (id, consumer) = (TrackId(i as i64), ConsumerId(i as i64));
+            TrackInfo { id, consumer, stream, chain: ChainId(*chain), spec, last_offset: 0 }
         };
         Arc::new(Self {
             entries: Mutex::default(),
@@ -90,6 +91,9 @@ impl Journal for Memory {
     }
     fn tail(&self) -> watch::Receiver<u64> {
         self.tail.subscribe()
+    }
+    fn moves(&self, _: ConsumerId) -> u64 {
+        unreachable!("the listener follows all of them")
     }
     fn tracks(&self) -> Read<Vec<TrackInfo>> {
         let entries = self.entries.lock().unwrap();

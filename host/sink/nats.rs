@@ -28,7 +28,7 @@ use tokio::sync::Mutex;
 use super::cloudevent::{self, Mode};
 use super::options::{Options, Secret};
 use super::{Kind, Open, Shape, Sink, SinkError, Track};
-use crate::model::{Delivery, Outcome, OutputName, StreamId, StreamSpec};
+use crate::model::{ChainId, Delivery, Outcome, OutputName, StreamId, StreamSpec};
 
 pub const KIND: Kind = Kind {
     name: "nats",
@@ -55,11 +55,8 @@ pub const KIND: Kind = Kind {
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(600);
 const BATCH: usize = 256;
 
-const JOURNAL: &str = "Chainweir-Journal";
-const OUTPUT: &str = "Chainweir-Output";
-const CHAIN: &str = "Chainweir-Chain";
-/// Everything up to this offset of the track was stored. Left out where an earlier delivery of the same batch was refused, and
-/// where a delivery is sent again.
+/// An offset, and whose it is: everything of the track up to it was stored. Left out where an earlier delivery of the same batch was
+/// refused, and where a delivery is sent again. One header: the server goes through all of them for each that it looks for.
 const POSITION: &str = "Chainweir-Position";
 
 struct Nats {
@@ -247,25 +244,25 @@ impl Nats {
         filled.split('.').map(|word| if word.contains('*') { "*" } else { word }).collect::<Vec<_>>().join(".")
     }
 
-    fn message(&self, delivery: &Delivery, expect: Option<&str>, position: bool) -> PublishMessage {
-        let emission = &delivery.emission;
+    /// What an offset of this track is followed by.
+    fn whose(&self, chain: ChainId) -> String {
+        format!("{} {chain} {}", self.name, self.journal)
+    }
+
+    /// `whose` where the position goes with it. The first of a go expects its stream, the others what is before them in it.
+    fn message(&self, delivery: &Delivery, expect: Option<&str>, whose: Option<&str>) -> PublishMessage {
         let event = cloudevent::message(delivery, self.mode);
         let mut message = PublishMessage::build().payload(event.body.into()).header("Content-Type", event.content_type);
         for (name, value) in &event.attributes {
             message = message.header(format!("ce-{name}").as_str(), cloudevent::header(value).as_str());
         }
-        message = message
-            .header(JOURNAL, self.journal.as_str())
-            .header(OUTPUT, self.name.as_str())
-            .header(CHAIN, emission.block.chain.to_string().as_str())
-            .message_id(delivery.id.to_string())
-            .expected_stream(&self.stream);
-        if position {
-            message = message.header(POSITION, delivery.offset.to_string().as_str());
+        message = message.message_id(delivery.id.to_string());
+        if let Some(whose) = whose {
+            message = message.header(POSITION, format!("{} {whose}", delivery.offset).as_str());
         }
         match expect {
             Some(id) => message.expected_last_message_id(id),
-            None => message,
+            None => message.expected_stream(&self.stream),
         }
     }
 
@@ -301,9 +298,10 @@ impl Nats {
         let mut sent = Vec::with_capacity(batch.len() - at);
         let mut before: Option<String> = None;
         let mut unsent = None;
+        let whose = self.whose(batch[at].emission.block.chain);
         for delivery in &batch[at..] {
-            let position = whole && delivery.offset > highest;
-            let message = self.message(delivery, before.as_deref(), position);
+            let whose = (whole && delivery.offset > highest).then_some(&*whose);
+            let message = self.message(delivery, before.as_deref(), whose);
             match context.send_publish(subject.to_owned(), message).await {
                 Ok(answer) => sent.push(answer),
                 Err(error) => {
@@ -362,15 +360,8 @@ impl Sink for Nats {
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => return Ok(None),
             Err(error) => return Err(self.again("cannot read the last message", &error)),
         };
-        let said: HashMap<&str, &str> = [JOURNAL, OUTPUT, CHAIN, POSITION]
-            .into_iter()
-            .filter_map(|name| Some((name, last.headers.get(name)?.as_str())))
-            .collect();
-        let chain = track.chain.to_string();
-        let ours = said.get(JOURNAL) == Some(&self.journal.as_str())
-            && said.get(OUTPUT) == Some(&track.output.as_str())
-            && said.get(CHAIN) == Some(&chain.as_str());
-        let position = said.get(POSITION).filter(|_| ours).and_then(|offset| offset.parse().ok());
+        let said = last.headers.get(POSITION).and_then(|said| said.as_str().split_once(' '));
+        let position = said.filter(|(_, whose)| *whose == self.whose(track.chain)).and_then(|said| said.0.parse().ok());
         if let Some(position) = position {
             self.turn.lock().await.insert(track.clone(), position);
         }

@@ -1,8 +1,9 @@
 //! Publishes every delivery to RabbitMQ (AMQP 0-9-1) and waits for the broker's confirm: at least once, `message_id` is the delivery id.
 //!
 //! What was not confirmed is published again, in order, with the same ids; a consumer knows a repeat by its id. Messages are persistent:
-//! a durable queue keeps them through a restart of the broker. A message that no queue takes comes back (`mandatory`) and is
-//! a dead letter with the broker's words. Exchanges, queues and bindings are the consumers' to declare.
+//! a durable queue keeps them through a restart of the broker. A message that no queue takes comes back (`mandatory`). The node of the queue
+//! may be away, or whoever declares it may start later than we: it is tried again for `route_wait_ms`, and is a dead letter with the broker's
+//! words after that. Exchanges, queues and bindings are the consumers' to declare.
 //!
 //! **Order.** One channel keeps it. A queue that rejects what does not fit (`x-overflow = reject-publish`) may refuse a message and, when
 //! there is room again, take one behind it; that one comes a second time after the first. From the first rejection on, messages
@@ -11,7 +12,7 @@
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{FutureExt, Stream, StreamExt};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions};
@@ -38,6 +39,7 @@ pub const KIND: Kind = Kind {
         ("exchange", "an exchange that is there; the default exchange, for which the routing key is a queue's name"),
         ("routing_key", "with {plugin}, {stream} and {chain}; chainweir.{plugin}.{stream}.{chain}"),
         ("mandatory", "false: the broker drops what no queue takes; true: it is refused"),
+        ("route_wait_ms", "time that what no queue takes is tried again, from the first on a connection, before it is refused; 30000"),
         ("content_mode", Mode::HELP),
         ("batch", "most messages on their way to a confirm; 100"),
         ("ca_file", "PEM file with the certificate authorities to trust besides the web's, with amqps://"),
@@ -64,6 +66,7 @@ struct RabbitMq {
     exchange: ShortString,
     routing_key: String,
     mandatory: bool,
+    route_wait: Duration,
     mode: Mode,
     batch: usize,
     timeout: Duration,
@@ -85,6 +88,8 @@ struct Line {
     window: usize,
     /// Of a body that the broker takes, once it has refused one.
     largest: usize,
+    /// Routing keys that no queue takes, and since when.
+    astray: HashMap<ShortString, Instant>,
 }
 
 impl Drop for Line {
@@ -171,6 +176,7 @@ impl RabbitMq {
                 .map_err(|_| options.refused("exchange is longer than 255 bytes"))?,
             routing_key: options.template("routing_key", "chainweir.{plugin}.{stream}.{chain}")?,
             mandatory: options.flag("mandatory", true)?,
+            route_wait: Duration::from_millis(options.number("route_wait_ms", 30_000, 0..=3_600_000)?),
             mode: Mode::of(&options)?,
             batch: options.number("batch", 100, 1..=10_000)? as usize,
             timeout: Duration::from_millis(options.number("timeout_ms", 10_000, 1..=600_000)?),
@@ -225,7 +231,7 @@ impl RabbitMq {
             channel.exchange_declare(self.exchange.clone(), kind, passive, FieldTable::default()).await?;
         }
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        let line = Line { connection, channel, under_way: None, window: self.batch, largest: usize::MAX };
+        let line = Line { connection, channel, under_way: None, window: self.batch, largest: usize::MAX, astray: HashMap::new() };
         Ok(Link { line, alarm })
     }
 
@@ -324,17 +330,20 @@ impl RabbitMq {
                     line.window = 1;
                     return Err(Halt::Wait("rejected (basic.nack); where a queue is full, make room in it".into()));
                 }
-                outcomes.push(match back.remove(&delivery.id.to_string()) {
-                    None => Outcome::Delivered,
-                    Some(reply) => {
-                        let exchange = self.exchange.as_str();
-                        let why = format!(
-                            "{}: {reply}: no queue takes the routing key '{key}' of the exchange '{exchange}'; bind one",
-                            self.place
-                        );
-                        Outcome::Refused { why }
-                    }
-                });
+                let Some(reply) = back.remove(&delivery.id.to_string()) else {
+                    line.astray.remove(&key);
+                    outcomes.push(Outcome::Delivered);
+                    continue;
+                };
+                let exchange = self.exchange.as_str();
+                let why =
+                    format!("{reply}: no queue takes the routing key '{key}' of the exchange '{exchange}'; bind one");
+                if line.astray.entry(key.clone()).or_insert_with(Instant::now).elapsed() < self.route_wait {
+                    // Those behind it may have found a queue: one at a time, none overtakes.
+                    line.window = 1;
+                    return Err(Halt::Wait(why));
+                }
+                outcomes.push(Outcome::Refused { why: format!("{}: {why}", self.place) });
             }
             line.window = self.batch.min(line.window * 2);
         }

@@ -147,7 +147,7 @@ impl Place for RabbitMq {
     async fn restart(&mut self) {
         self.server.restart().await;
         let (_connection, channel) = answering(&self.server).await;
-        // A broker that is killed may not have its queues again at once, or a queue that it was just told of at all.
+        // A broker that is killed may not have a queue again that it was just told of.
         declare(&channel, QUEUE, &[]).await;
     }
 }
@@ -182,7 +182,7 @@ async fn what_rabbitmq_does_not_take_is_refused_or_waits_with_the_reason() {
     };
 
     // No queue takes it.
-    let lost = sink("routing_key = 'nowhere'").await;
+    let lost = sink("routing_key = 'nowhere'\nroute_wait_ms = 0").await;
     let outcomes = lost.deliver(&track(), &applies(1..=3)).await;
     assert_eq!(outcomes.len(), 3);
     for outcome in &outcomes {
@@ -192,6 +192,31 @@ async fn what_rabbitmq_does_not_take_is_refused_or_waits_with_the_reason() {
         );
     }
     all_delivered(&sink("routing_key = 'nowhere'\nmandatory = false").await.deliver(&track(), &applies(1..=3)).await);
+
+    // No queue takes it yet: nothing is given up, and nothing overtakes.
+    let late = sink("routing_key = 'late'").await;
+    for _ in 0..2 {
+        let outcomes = late.deliver(&track(), &applies(1..=200)).await;
+        let Outcome::Retry { why, .. } = &outcomes[0] else { panic!("{outcomes:?}") };
+        assert!(why.contains("NO_ROUTE") && why.contains("'late'"), "{why}");
+        assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Retry { .. })), "{outcomes:?}");
+    }
+    declare(&channel, "late", &[]).await;
+    all_delivered(&late.deliver(&track(), &applies(1..=200)).await);
+    let read: Vec<_> = take(&channel, "late").await.iter().map(|message| event(&message.data)).collect();
+    assert_eq!(read, (1..=200).map(|n| format!("apply {n}")).collect::<Vec<_>>());
+    // It went away, and does not come back within the time.
+    let brief = sink("routing_key = 'late'\nroute_wait_ms = 300").await;
+    all_delivered(&brief.deliver(&track(), &applies(201..=201)).await);
+    channel.queue_delete("late".into(), Default::default()).await.unwrap();
+    let first = brief.deliver(&track(), &applies(202..=203)).await;
+    assert!(matches!(&first[0], Outcome::Retry { .. }), "{first:?}");
+    let given_up = until("it to be given up", || async {
+        let outcomes = brief.deliver(&track(), &applies(202..=203)).await;
+        matches!(&outcomes[0], Outcome::Refused { .. }).then_some(outcomes)
+    });
+    let outcomes = given_up.await;
+    assert!(matches!(&outcomes[1], Outcome::Refused { why } if why.contains("NO_ROUTE")), "{outcomes:?}");
 
     // Too large, and its neighbours go.
     declare(&channel, QUEUE, &[]).await;
