@@ -13,6 +13,9 @@
 
 #[path = "../../tests/harness/mod.rs"]
 mod harness;
+#[cfg(unix)]
+#[path = "../../host/heap.rs"]
+mod heap;
 mod queues;
 mod stores;
 
@@ -115,14 +118,14 @@ const CASES: &[Case] = &[
     Case {
         name: "mqtt",
         kind: "mqtt",
-        acknowledged: "QoS 1, windows of 100",
+        acknowledged: "QoS 1, windows of 500",
         count: 80_000,
         place: || Box::pin(queues::mqtt()),
     },
     Case {
         name: "rabbitmq",
         kind: "rabbitmq",
-        acknowledged: "confirms, persistent, windows of 100",
+        acknowledged: "confirms, persistent, windows of 500",
         count: 40_000,
         place: || Box::pin(queues::rabbitmq()),
     },

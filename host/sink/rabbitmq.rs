@@ -39,9 +39,12 @@ pub const KIND: Kind = Kind {
         ("exchange", "an exchange that is there; the default exchange, for which the routing key is a queue's name"),
         ("routing_key", "with {plugin}, {stream} and {chain}; chainweir.{plugin}.{stream}.{chain}"),
         ("mandatory", "false: the broker drops what no queue takes; true: it is refused"),
-        ("route_wait_ms", "time that what no queue takes is tried again, from the first on a connection, before it is refused; 30000"),
+        (
+            "route_wait_ms",
+            "time that what no queue takes is tried again, from the first on a connection, before it is refused; 30000",
+        ),
         ("content_mode", Mode::HELP),
-        ("batch", "most messages on their way to a confirm; 100"),
+        ("batch", "most messages on their way to a confirm; 500"),
         ("ca_file", "PEM file with the certificate authorities to trust besides the web's, with amqps://"),
         ("timeout_ms", "time to wait for a connection and for the confirms of a batch; 10000"),
     ],
@@ -178,7 +181,7 @@ impl RabbitMq {
             mandatory: options.flag("mandatory", true)?,
             route_wait: Duration::from_millis(options.number("route_wait_ms", 30_000, 0..=3_600_000)?),
             mode: Mode::of(&options)?,
-            batch: options.number("batch", 100, 1..=10_000)? as usize,
+            batch: options.number("batch", 500, 1..=10_000)? as usize,
             timeout: Duration::from_millis(options.number("timeout_ms", 10_000, 1..=600_000)?),
             link: Mutex::new(None),
         })
@@ -231,7 +234,14 @@ impl RabbitMq {
             channel.exchange_declare(self.exchange.clone(), kind, passive, FieldTable::default()).await?;
         }
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        let line = Line { connection, channel, under_way: None, window: self.batch, largest: usize::MAX, astray: HashMap::new() };
+        let line = Line {
+            connection,
+            channel,
+            under_way: None,
+            window: self.batch,
+            largest: usize::MAX,
+            astray: HashMap::new(),
+        };
         Ok(Link { line, alarm })
     }
 
