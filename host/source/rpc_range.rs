@@ -4,6 +4,7 @@
 //! block's header is looked at: a block of which nothing was told, and whose bloom does not exclude what was asked for,
 //! is asked for whole. Of a block of which something was told, a filter's answer is believed to be all.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -281,8 +282,12 @@ impl Inner {
             return Err(Fail::False(format!("log {} of block {} was not asked for", other.index, at.0)));
         }
         if !self.quirks.bloom_unreliable {
-            let outside = self.quirks.may_state_sync(at.0).then(|| proof::state_sync_hash(at.0, at.1));
-            let inside: Vec<Log> = logs.iter().filter(|l| Some(l.transaction_hash) != outside).cloned().collect();
+            let inside: Cow<'_, [Log]> = if self.quirks.may_state_sync(at.0) {
+                let outside = proof::state_sync_hash(at.0, at.1);
+                Cow::Owned(logs.iter().filter(|l| l.transaction_hash != outside).cloned().collect())
+            } else {
+                Cow::Borrowed(&logs[..])
+            };
             proof::in_bloom(bloom, &inside).map_err(contradiction)?;
         }
         Ok(logs)
