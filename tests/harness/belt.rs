@@ -294,6 +294,12 @@ when = "finalized"
         Ok(sorted(rows.collect::<rusqlite::Result<Vec<_>>>()?))
     }
 
+    /// Lane keys that wait alone, of all outputs.
+    pub fn parked(&self) -> u64 {
+        let db = read_only(&self.dir().join(self.journal)).expect("the journal is there");
+        db.query_row("SELECT count(*) FROM parked", [], |row| row.get(0)).expect("the journal counts")
+    }
+
     /// The plugin's state: per token the number of transfers, and their sum.
     fn totals(&self) -> Vec<(u64, U256)> {
         let db = read_only(&self.dir().join(self.journal)).expect("the journal is there");
