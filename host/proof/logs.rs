@@ -62,14 +62,23 @@ pub fn may_hold(bloom: &Bloom, addresses: &[Address], topic0: &[B256]) -> bool {
 }
 
 /// Each of these logs lies in the block's bloom.
-pub fn in_bloom(bloom: &Bloom, logs: &[Log]) -> Result<(), Contradiction> {
+pub fn in_bloom(at: (u64, B256), bloom: &Bloom, logs: &[Log], quirks: &Quirks) -> Result<(), Contradiction> {
+    if quirks.bloom_unreliable {
+        return Ok(());
+    }
+    let outside = outside(at, quirks);
     let mut blooms = Blooms::default();
-    for log in logs {
+    for log in logs.iter().filter(|log| Some(log.transaction_hash) != outside) {
         let holds = |bit: u16| bloom[BLOOM_BYTES - 1 - usize::from(bit / 8)] & (1 << (bit % 8)) != 0;
         let inside = words(log).all(|word| blooms.bits(word).into_iter().all(holds));
         false_if(!inside, || format!("log {} is not in the header's bloom", log.index))?;
     }
     Ok(())
+}
+
+/// The transaction whose logs are not in its block's bloom.
+fn outside((number, hash): (u64, B256), quirks: &Quirks) -> Option<B256> {
+    quirks.may_state_sync(number).then(|| state_sync_hash(number, hash))
 }
 
 /// Log indexes strictly rise and transaction indexes do not fall; at most four topics.
@@ -110,7 +119,7 @@ pub fn all_logs(
     if quirks.bloom_unreliable {
         return Ok(());
     }
-    let outside = quirks.may_state_sync(at.0).then(|| state_sync_hash(at.0, at.1));
+    let outside = outside(at, quirks);
     let computed =
         known.unwrap_or_else(|| Blooms::default().of_those(logs, |log| Some(log.transaction_hash) != outside));
     false_if(computed != *bloom, || {

@@ -4,7 +4,6 @@
 //! block's header is looked at: a block of which nothing was told, and whose bloom does not exclude what was asked for,
 //! is asked for whole. Of a block of which something was told, a filter's answer is believed to be all.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -281,15 +280,7 @@ impl Inner {
         if let Some(other) = logs.iter().find(|l| !wire::is_wanted(l, wanted)) {
             return Err(Fail::False(format!("log {} of block {} was not asked for", other.index, at.0)));
         }
-        if !self.quirks.bloom_unreliable {
-            let inside: Cow<'_, [Log]> = if self.quirks.may_state_sync(at.0) {
-                let outside = proof::state_sync_hash(at.0, at.1);
-                Cow::Owned(logs.iter().filter(|l| l.transaction_hash != outside).cloned().collect())
-            } else {
-                Cow::Borrowed(&logs[..])
-            };
-            proof::in_bloom(bloom, &inside).map_err(contradiction)?;
-        }
+        proof::in_bloom(at, bloom, &logs, &self.quirks).map_err(contradiction)?;
         Ok(logs)
     }
 }
