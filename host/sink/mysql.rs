@@ -317,7 +317,7 @@ impl MySql {
             true => Default::default(),
             false => table::rows(batch, run, &table.layout),
         };
-        let keys = if table.layout.keyed() { table::keys(&rows) } else { vec![] };
+        let keys: Vec<String> = table::keys(&rows, &table.layout).into_iter().collect();
         if takes_back {
             for index in run {
                 let delivery = &batch[*index];

@@ -3,14 +3,19 @@
 //!
 //! An `apply` inserts a row, keyed by its emission; a `retract` deletes it, or marks it (`retract = "mark"`). Repeating either changes
 //! nothing. The table is made from the stream's JSON Schema ([`table`]) and grows with it; a column whose type would change is
-//! refused. A row that the database refuses is found by trying one at a time, and is the only one refused.
+//! refused. Many rows that the position says are new are copied in; where that fails, for whatever is wrong with one of them,
+//! they are inserted. A row that the database refuses is found by trying one at a time, and is the only one refused.
 //!
 //! The connection is encrypted, and the server's certificate checked, where the URL says `sslmode=require`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures::SinkExt;
 use tokio::sync::Mutex;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
@@ -43,6 +48,10 @@ pub const KIND: Kind = Kind {
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Rows from which on COPY is worth its own round trip.
+const COPY_FROM: usize = 50;
+/// Rows that are made before the server gets them.
+const COPY_PIECE: usize = 100;
 
 struct Postgres {
     name: OutputName,
@@ -72,6 +81,9 @@ struct Table {
     /// Without its schema.
     bare: String,
     layout: Layout,
+    copy: String,
+    /// False once the server said that it copies nothing into this: a view, row-level security.
+    copies: AtomicBool,
     insert: String,
     retract: String,
     /// With a key. Then the two above are the history's.
@@ -80,10 +92,20 @@ struct Table {
 
 /// The same, prepared on a connection.
 struct Statements {
+    /// To copy rows in, if that may be tried.
+    copy: Option<Statement>,
     insert: Statement,
     retract: Statement,
     /// To bring the newest rows up to date: what puts them in, takes them out, and forgets.
     newest: Option<[Statement; 3]>,
+}
+
+/// How rows are put in: the first is the fastest, the last finds which row it is that the database does not take.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum By {
+    Copy,
+    Insert,
+    One,
 }
 
 impl Postgres {
@@ -203,9 +225,10 @@ impl Postgres {
         let newest = layout.keyed().then(|| Newest::new((&table, &history), &layout, quoted, Keys::Array));
         let name = if newest.is_some() { history } else { table };
         let list = |each: &dyn Fn(usize) -> String| (0..layout.columns.len()).map(each).collect::<Vec<_>>().join(", ");
+        let names = list(&|i| quoted(&layout.columns[i].name));
+        let copy = format!("COPY {name} ({names}) FROM STDIN");
         let insert = format!(
-            "INSERT INTO {name} ({}) SELECT {} FROM unnest({}) AS u({}) ON CONFLICT ({}) DO NOTHING",
-            list(&|i| quoted(&layout.columns[i].name)),
+            "INSERT INTO {name} ({names}) SELECT {} FROM unnest({}) AS u({}) ON CONFLICT ({}) DO NOTHING",
             list(&|i| cast(&format!("u.c{i}"), layout.columns[i].sort)),
             list(&|i| format!("${}::text[]", i + 1)),
             list(&|i| format!("c{i}")),
@@ -225,7 +248,7 @@ impl Postgres {
                 )
             }
         };
-        Ok(Table { bare, layout, insert, retract, newest })
+        Ok(Table { bare, layout, copy, copies: AtomicBool::new(true), insert, retract, newest })
     }
 
     /// The name of a table in its schema, quoted.
@@ -295,9 +318,13 @@ impl Postgres {
         table: &Table,
         track: &Track,
         work: &mut Work<'_>,
-        one_by_one: bool,
+        by: By,
     ) -> Result<(), Fault> {
-        let statements = Statements {
+        let mut statements = Statements {
+            copy: match by {
+                By::Copy => Some(prepared(connection, &table.copy).await?),
+                By::Insert | By::One => None,
+            },
             insert: prepared(connection, &table.insert).await?,
             retract: prepared(connection, &table.retract).await?,
             newest: match &table.newest {
@@ -323,10 +350,13 @@ impl Postgres {
                 track.stream
             )));
         }
-        if one_by_one {
+        // What lies before the position may be there: a dead letter that is tried again, a replay.
+        let first = work.batch.first().and_then(|delivery| i64::try_from(delivery.offset).ok());
+        statements.copy = statements.copy.filter(|_| first > now);
+        if by == By::One {
             for (op, run) in work.runs(1) {
                 let savepoint = transaction.transaction().await.map_err(fault)?;
-                match self.write(&savepoint, &statements, work.batch, &table.layout, (op, run.clone())).await {
+                match self.write(&savepoint, &statements, work.batch, table, (op, run.clone())).await {
                     Ok(refused) => {
                         savepoint.commit().await.map_err(fault)?;
                         work.refuse(refused);
@@ -341,7 +371,7 @@ impl Postgres {
         } else {
             // One after another: a retraction must not go before what it retracts.
             for run in work.runs(usize::MAX) {
-                let refused = self.write(&transaction, &statements, work.batch, &table.layout, run).await?;
+                let refused = self.write(&transaction, &statements, work.batch, table, run).await?;
                 work.refuse(refused);
             }
         }
@@ -379,32 +409,51 @@ impl Postgres {
     async fn write(
         &self,
         transaction: &Transaction<'_>,
-        Statements { insert, retract, newest }: &Statements,
+        Statements { copy, insert, retract, newest }: &Statements,
         batch: &[Delivery],
-        layout: &Layout,
+        table: &Table,
         (op, run): Run,
     ) -> Result<Vec<Refused>, Fault> {
+        let layout = &table.layout;
         let takes_back = op == Op::Retract && !layout.appends();
-        // What is taken back needs no row, but for its key.
-        let (rows, refused) = match takes_back && newest.is_none() {
-            true => Default::default(),
-            false => table::rows(batch, &run, layout),
-        };
-        let keys = newest.as_ref().map(|_| table::keys(&rows));
-        if takes_back {
-            let emissions: Vec<String> = run.iter().map(|index| batch[*index].emission.id.to_string()).collect();
-            let offsets: Vec<Option<i64>> = run.iter().map(|index| i64::try_from(batch[*index].offset).ok()).collect();
-            transaction.execute(retract, &[&emissions, &offsets]).await.map_err(fault)?;
+        let copy = copy.as_ref().filter(|_| !takes_back && run.len() >= COPY_FROM);
+        let (keys, refused) = if let Some(copy) = copy {
+            copy_in(transaction, copy, batch, layout, &run).await.map_err(|error| {
+                match error.code().map(SqlState::code) {
+                    // It may take an insert all the same.
+                    Some(code) if code.starts_with("0A") || code.starts_with("42") => {
+                        table.copies.store(false, Ordering::Relaxed);
+                        Fault::Row(text(&error))
+                    }
+                    _ => fault(error),
+                }
+            })?
         } else {
-            let mut columns: Vec<Vec<Option<String>>> =
-                layout.columns.iter().map(|_| Vec::with_capacity(rows.len())).collect();
-            for row in rows {
-                columns.iter_mut().zip(row).for_each(|(column, value)| column.push(as_text(value)));
+            // What is taken back needs no row, but for its key.
+            let (rows, refused) = match takes_back && newest.is_none() {
+                true => Default::default(),
+                false => table::rows(batch, &run, layout),
+            };
+            let keys = table::keys(&rows, layout);
+            if takes_back {
+                let emissions: Vec<String> = run.iter().map(|index| batch[*index].emission.id.to_string()).collect();
+                let offsets: Vec<Option<i64>> =
+                    run.iter().map(|index| i64::try_from(batch[*index].offset).ok()).collect();
+                transaction.execute(retract, &[&emissions, &offsets]).await.map_err(fault)?;
+            } else {
+                let mut columns: Vec<Vec<Option<String>>> =
+                    layout.columns.iter().map(|_| Vec::with_capacity(rows.len())).collect();
+                for row in rows {
+                    columns.iter_mut().zip(row).for_each(|(column, value)| column.push(as_text(value)));
+                }
+                let values: Vec<&(dyn ToSql + Sync)> =
+                    columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
+                transaction.execute(insert, &values).await.map_err(fault)?;
             }
-            let values: Vec<&(dyn ToSql + Sync)> = columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
-            transaction.execute(insert, &values).await.map_err(fault)?;
-        }
-        if let (Some([upsert, remove, forget]), Some(keys)) = (newest, keys) {
+            (keys, refused)
+        };
+        if let Some([upsert, remove, forget]) = newest {
+            let keys: Vec<String> = keys.into_iter().collect();
             transaction.execute(upsert, &[&keys]).await.map_err(fault)?;
             if takes_back {
                 transaction.execute(remove, &[&keys]).await.map_err(fault)?;
@@ -459,6 +508,62 @@ fn cast(text: &str, sort: Sort) -> String {
         Sort::Bytes => format!("decode({text}, 'hex')"),
         _ => format!("{text}::{}", type_of(sort)),
     }
+}
+
+/// Copies a run in, piece by piece: the server takes one while the next is made. The keys that it touched, and what has no row.
+async fn copy_in(
+    transaction: &Transaction<'_>,
+    copy: &Statement,
+    batch: &[Delivery],
+    layout: &Layout,
+    run: &[usize],
+) -> Result<(BTreeSet<String>, Vec<Refused>), tokio_postgres::Error> {
+    let (mut keys, mut refused) = (BTreeSet::new(), vec![]);
+    let mut into = std::pin::pin!(transaction.copy_in(copy).await?);
+    for piece in run.chunks(COPY_PIECE) {
+        let (rows, without) = table::rows(batch, piece, layout);
+        into.send(copied(&rows)).await?;
+        keys.extend(table::keys(&rows, layout));
+        refused.extend(without);
+    }
+    into.finish().await?;
+    Ok((keys, refused))
+}
+
+/// Rows in COPY's text format, read by the types' own input functions: what the casts of an insert read too.
+fn copied(rows: &[Vec<Value>]) -> Bytes {
+    let mut text = Vec::with_capacity(rows.len() * 512);
+    for row in rows {
+        for (index, value) in row.iter().enumerate() {
+            if index > 0 {
+                text.push(b'\t');
+            }
+            // Writing to a Vec does not fail.
+            let _ = match value {
+                Value::Null => text.write_all(b"\\N"),
+                Value::Text(value) => {
+                    let mut rest = value.as_bytes();
+                    while let Some(at) = rest.iter().position(|byte| matches!(byte, b'\t' | b'\n' | b'\r' | b'\\')) {
+                        text.extend_from_slice(&rest[..at]);
+                        text.extend_from_slice(match rest[at] {
+                            b'\t' => b"\\t",
+                            b'\n' => b"\\n",
+                            b'\r' => b"\\r",
+                            _ => b"\\\\",
+                        });
+                        rest = &rest[at + 1..];
+                    }
+                    text.write_all(rest)
+                }
+                Value::Integer(number) => write!(text, "{number}"),
+                Value::Double(number) => write!(text, "{number}"),
+                Value::Boolean(flag) => write!(text, "{flag}"),
+                Value::Bytes(bytes) => write!(text, "\\\\x{}", hex::encode(bytes)),
+            };
+        }
+        text.push(b'\n');
+    }
+    text.into()
 }
 
 /// Every value crosses as a text and is cast by the server: one shape of statement for all tables.
@@ -543,10 +648,16 @@ impl Sink for Postgres {
             Err(error) => return super::retry_all(batch.len(), &error.to_string()),
         };
         let store = async {
-            match self.store(&mut connection, &table, track, &mut work, false).await {
-                Err(Fault::Row(_)) => self.store(&mut connection, &table, track, &mut work, true).await,
-                other => other,
+            let copies = batch.len() >= COPY_FROM && table.copies.load(Ordering::Relaxed);
+            let ways: &[By] = if copies { &[By::Copy, By::Insert, By::One] } else { &[By::Insert, By::One] };
+            let mut done = Ok(());
+            for by in ways {
+                done = self.store(&mut connection, &table, track, &mut work, *by).await;
+                if !matches!(done, Err(Fault::Row(_))) {
+                    break;
+                }
             }
+            done
         };
         let why = match tokio::time::timeout(self.timeout, store).await {
             Ok(Ok(())) => {

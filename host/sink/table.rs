@@ -523,11 +523,11 @@ pub fn rows(batch: &[Delivery], run: &[usize], layout: &Layout) -> (Vec<Vec<Valu
     (rows, refused)
 }
 
-/// The keys of these rows, each once: what a layout with a key has first in a row.
-pub fn keys(rows: &[Vec<Value>]) -> Vec<String> {
-    let keys: BTreeSet<&String> =
-        rows.iter().filter_map(|row| if let Some(Value::Text(key)) = row.first() { Some(key) } else { None }).collect();
-    keys.into_iter().cloned().collect()
+/// The keys of these rows: what a layout with a key has first in a row. None for one without.
+pub fn keys(rows: &[Vec<Value>], layout: &Layout) -> BTreeSet<String> {
+    let rows = if layout.keyed() { rows } else { &[] };
+    let key = |row: &Vec<Value>| if let Some(Value::Text(key)) = row.first() { Some(key.clone()) } else { None };
+    rows.iter().filter_map(key).collect()
 }
 
 /// The block from which on a history keeps every row.

@@ -1,6 +1,7 @@
 //! What others do to a store under the sink: it is read-only, a table is locked, changed or dropped.
 
 use mysql_async::prelude::Queryable;
+use serde_json::json;
 
 use super::*;
 use crate::harness::servers::{PASSWORD, Server, USER};
@@ -110,4 +111,92 @@ async fn an_sqlite_file_that_is_locked_or_changed_is_waited_for_with_the_reason(
     locker.execute_batch("ROLLBACK").unwrap();
     deliver_to_the_end(&*sink, &applies(41..=50)).await;
     assert_eq!((count().await, sink.position(&track()).await.unwrap()), (20, Some(50)));
+}
+
+/// Texts that COPY has an escape for, or takes for one.
+const TEXTS: [&str; 8] = ["", "\\N", "\\.", "a\tb", "a\nb\r\n", "a\\\\b\\", "\u{e9}\u{1f4a5}\"'", "{1,2}"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_are_copied_into_postgres_are_those_that_are_inserted() {
+    let Some(server) = Postgres::start().await else { return };
+    let client = server.client().await;
+    let schema = json!({ "type": "object", "properties": {
+        "n": { "type": "integer" }, "value": { "type": "string", "format": "uint256" }, "ratio": { "type": "number" },
+        "ok": { "type": "boolean" }, "text": { "type": "string" }, "tags": { "type": "array" },
+    } });
+    let row = |n: u64| {
+        let text = TEXTS[n as usize % TEXTS.len()];
+        let payload = match n % 5 {
+            0 => json!({}),
+            1 => json!([text, n]),
+            _ => json!({ "n": n, "value": MAX, "ratio": 1.0 / n as f64, "ok": n.is_multiple_of(2), "text": text,
+                         "tags": [text, null], "more": { "text": text } }),
+        };
+        said(Op::Apply, n, n, payload.to_string())
+    };
+    let rows: Vec<Delivery> = (1..=120).map(row).collect();
+    for schema in [Some(schema), None] {
+        let spec = StreamSpec { schema, ..spec() };
+        let mut held = vec![];
+        for (way, batch) in [("copy", 1_000), ("insert", 40)] {
+            let of = format!("{way}_{}", spec.schema.is_some());
+            let table = format!("url = '{}'\nschema = '{of}'\nbatch = {batch}", server.url());
+            let sink = open("postgres", &table, Path::new(".")).await.unwrap();
+            sink.prepare(&stream(), &spec).await.unwrap();
+            // The server says itself how each row came.
+            let hear = format!(
+                "CREATE TABLE {of}.heard (way text); CREATE FUNCTION {of}.hear() RETURNS trigger LANGUAGE plpgsql AS $$ \
+                 BEGIN INSERT INTO {of}.heard VALUES (lower(split_part(current_query(), ' ', 1))); RETURN NEW; END $$; \
+                 CREATE TRIGGER hear BEFORE INSERT ON {of}.whale_large_moves FOR EACH ROW EXECUTE FUNCTION {of}.hear()"
+            );
+            client.batch_execute(&hear).await.unwrap();
+            deliver_to_the_end(&*sink, &rows).await;
+            let heard = client.query_one(&format!("SELECT string_agg(DISTINCT way, ' ') FROM {of}.heard"), &[]).await;
+            assert_eq!(heard.unwrap().get::<_, String>(0), way);
+            let select = format!("SELECT t::text FROM {of}.whale_large_moves AS t ORDER BY _cursor");
+            let rows = client.query(&select, &[]).await.unwrap();
+            held.push(rows.iter().map(|row| row.get(0)).collect::<Vec<String>>());
+        }
+        assert_eq!(held[0].len(), 120);
+        assert_eq!(held[0], held[1]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_postgres_does_not_copy_is_inserted() {
+    let Some(server) = Postgres::start().await else { return };
+    let client = server.client().await;
+    let fresh = async || open("postgres", &format!("url = '{}'", server.url()), Path::new(".")).await.unwrap();
+    let count = async || {
+        let rows = client.query_one("SELECT count(*) FROM whale_large_moves", &[]).await;
+        rows.unwrap().get::<_, i64>(0)
+    };
+    let sink = fresh().await;
+    sink.prepare(&stream(), &spec()).await.unwrap();
+    deliver_to_the_end(&*sink, &applies(1..=100)).await;
+
+    // What lies before the position, as a replay sends it.
+    deliver_to_the_end(&*sink, &applies(1..=100)).await;
+    // Rows are there, but the position is lost.
+    client.batch_execute("DELETE FROM chainweir_positions").await.unwrap();
+    let sink = fresh().await;
+    sink.prepare(&stream(), &spec()).await.unwrap();
+    deliver_to_the_end(&*sink, &applies(51..=150)).await;
+    assert_eq!((count().await, sink.position(&track()).await.unwrap()), (150, Some(150)));
+
+    // One row of many that it does not take, by any way.
+    let mut rows = applies(151..=250);
+    rows[70] = said(Op::Apply, 221, 221, r#"{"to": "\u0000"}"#.into());
+    let outcomes = sink.deliver(&track(), &rows).await;
+    for (index, outcome) in outcomes.iter().enumerate() {
+        assert_eq!(matches!(outcome, Outcome::Refused { .. }), index == 70, "{index}: {outcome:?}");
+    }
+    assert_eq!((count().await, sink.position(&track()).await.unwrap()), (249, Some(220)));
+
+    // A view takes an insert, but no copy.
+    let view = "ALTER TABLE whale_large_moves RENAME TO held; CREATE VIEW whale_large_moves AS SELECT * FROM held";
+    client.batch_execute(view).await.unwrap();
+    deliver_to_the_end(&*sink, &applies(251..=350)).await;
+    deliver_to_the_end(&*sink, &applies(351..=450)).await;
+    assert_eq!((count().await, sink.position(&track()).await.unwrap()), (449, Some(450)));
 }
