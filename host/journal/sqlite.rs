@@ -38,7 +38,7 @@ const GROUP: usize = 256;
 /// How long a lock is waited for that another process holds.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 /// Page cache of the writer, KiB.
-const WRITER_CACHE_KIB: i64 = 64 * 1024;
+const WRITER_CACHE_KIB: i64 = 16 * 1024;
 /// `SQLITE_IOERR_SHMSIZE`: no room to grow the index of the write-ahead log.
 const SHM_FULL: i32 = 4874;
 /// `SQLITE_IOERR_WRITE`: any reason but a full disk: a quota, a limit on the size of files, a disk that fails.
@@ -288,7 +288,11 @@ fn take_lock(path: &Path) -> Result<File> {
 fn open_checked(path: &Path) -> Result<(Connection, String, u64)> {
     let opened = || -> std::result::Result<(Connection, String, u64), OpenError> {
         let mut db = connect(path, true)?;
-        db.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
+        db.pragma_update(
+            None,
+            "cache_size",
+            -WRITER_CACHE_KIB,
+        )?;
         let fresh: bool = db.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |r| r.get(0))?;
         let application: i64 = db.query_row("PRAGMA application_id", [], |r| r.get(0))?;
         if !fresh && application != APPLICATION_ID {

@@ -91,7 +91,7 @@ impl Lane {
         let status = Arc::new(std::sync::Mutex::new(OutputStatus {
             name: settings.output.to_string(),
             kind: settings.kind.clone(),
-            state: "idle".into(),
+            state: "starting".into(),
             ..OutputStatus::default()
         }));
         let (counted, backlog) = watch::channel(Backlog::default());

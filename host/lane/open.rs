@@ -27,6 +27,8 @@ pub struct Opening {
     /// When to try, or to try again.
     pub at: Instant,
     failures: u32,
+    /// A person wants what waits to be tried at once, and it is not known here yet.
+    pub resumed: bool,
 }
 
 /// What was found of a track that is new to the lane.
@@ -56,7 +58,7 @@ impl Task {
             if let Some(opening) = self.opening.get_mut(&id) {
                 opening.routed = route.clone();
             } else if known.as_ref() != Some(&route.track.spec) {
-                self.opening.insert(id, Opening { routed: route.clone(), at: now, failures: 0 });
+                self.opening.insert(id, Opening { routed: route.clone(), at: now, failures: 0, resumed: false });
             }
         }
         let routed = |id: &TrackId| routed.iter().any(|r| r.track.id == *id);
@@ -113,9 +115,12 @@ impl Task {
                 let Some(opening) = self.opening.get_mut(&id) else { return };
                 match result {
                     Ok(notes) => {
-                        let now = opening.routed.clone();
+                        let (now, resumed) = (opening.routed.clone(), opening.resumed);
                         if let Some(notes) = notes {
-                            let track = TrackLane::new(now.clone(), notes.position, notes.parked, notes.redo);
+                            let mut track = TrackLane::new(now.clone(), notes.position, notes.parked, notes.redo);
+                            if resumed {
+                                track.wake_parked(true);
+                            }
                             self.tracks.insert(id, track);
                         }
                         if now.track.spec == routed.track.spec && self.tracks.contains_key(&id) {
@@ -144,11 +149,14 @@ impl Task {
         self.show("failing", Some(format!("{what}: {why}")));
     }
 
-    fn opened_well(&self) {
+    fn opened_well(&mut self) {
+        if !self.opening.is_empty() {
+            return;
+        }
+        // What it shows is of all tracks now.
+        self.count_at = Instant::now();
         let mut status = self.status.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if self.opening.is_empty()
-            && status.why.as_ref().is_some_and(|why| why.starts_with("the destination is not ready"))
-        {
+        if status.why.as_ref().is_some_and(|why| why.starts_with("the destination is not ready")) {
             status.state = "ok".into();
             status.why = None;
         }

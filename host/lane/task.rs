@@ -56,7 +56,7 @@ pub struct Task {
     /// To be written, in this order, in one transaction with the positions.
     pending: Vec<LaneWrite>,
     flush_at: Instant,
-    count_at: Instant,
+    pub(super) count_at: Instant,
     /// After a failed read of the journal: when to read again.
     read_at: Option<Instant>,
 
@@ -91,6 +91,7 @@ enum From {
 /// Figures for people.
 struct Counted {
     backlog: Backlog,
+    parked: u64,
     replaying: u64,
     dead: u64,
 }
@@ -680,13 +681,15 @@ impl Task {
 
     fn resume(&mut self) {
         // What comes of it is shown when it has come.
-        self.show("idle", None);
+        self.show(if self.opening.is_empty() { "idle" } else { "starting" }, None);
         (self.down_since, self.disabled) = (None, false);
         self.failures_in_a_row = 0;
         self.probes = 0;
         self.probe_at = None;
         self.tracks.values_mut().for_each(|t| t.wake_parked(true));
-        self.opening.values_mut().for_each(|o| o.at = Instant::now());
+        for opening in self.opening.values_mut() {
+            (opening.at, opening.resumed) = (Instant::now(), true);
+        }
         self.redo_changed = true;
     }
 
@@ -869,12 +872,15 @@ impl Task {
         }
         let mut oldest = routed().filter_map(|(_, t)| t.oldest()).min();
         let unread: Vec<(TrackId, u64)> = routed().filter(|(_, t)| t.more).map(|(id, t)| (*id, t.read)).collect();
+        let mut parked = self.tracks.values().map(|t| t.parked.len() as u64).sum();
         let unopened: Vec<TrackId> = self.opening.keys().filter(|id| !self.tracks.contains_key(id)).copied().collect();
         self.counting.spawn_blocking(move || {
             let mut behind = unread;
             for track in unopened {
                 behind.push((track, journal.position(&output, track)?.unwrap_or(0)));
-                backlog.entries += journal.parked(&output, track)?.len() as u64;
+                let waits = journal.parked(&output, track)?.len() as u64;
+                parked += waits;
+                backlog.entries += waits;
             }
             for (track, after) in behind {
                 let count = journal.backlog(track, after)?;
@@ -892,15 +898,14 @@ impl Task {
                 backlog.age = since.map_or(Duration::ZERO, |at| Duration::from_millis(now_ms().saturating_sub(at)));
             }
             let replaying = journal.replaying(&output)?;
-            Ok(Counted { backlog, replaying, dead: journal.dead_count(&output)? })
+            Ok(Counted { backlog, parked, replaying, dead: journal.dead_count(&output)? })
         });
     }
 
     fn counted(&mut self, counted: Result<Result<Counted, JournalError>, tokio::task::JoinError>) {
         self.count_at = Instant::now() + COUNT_EVERY;
-        let parked = self.tracks.values().map(|t| t.parked.len() as u64).sum();
         // A count that failed leaves the last figures: whoever delivers says what is wrong with the journal.
-        if let Ok(Ok(Counted { backlog, replaying, dead })) = counted {
+        if let Ok(Ok(Counted { backlog, parked, replaying, dead })) = counted {
             self.backlog.send_replace(backlog);
             let mut status = self.status.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             status.backlog = backlog.entries;
@@ -909,6 +914,9 @@ impl Task {
             status.replaying = replaying;
             status.parked = parked;
             status.dead = dead;
+            if status.state == "starting" && self.opening.is_empty() {
+                status.state = if status.delivered > 0 { "ok" } else { "idle" }.into();
+            }
         }
     }
 }

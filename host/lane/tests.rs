@@ -40,6 +40,8 @@ struct Fake {
     go: Notify,
     position: Option<u64>,
     unready: Mutex<Vec<StreamId>>,
+    /// Where it is set, a stream is prepared when it is told.
+    held: Option<Notify>,
     /// Every attempt: its time, its batch's first offset, the delivery, and the answer.
     heard: Mutex<Vec<(Instant, Delivery, Option<Outcome>)>>,
     under_way: AtomicUsize,
@@ -55,6 +57,7 @@ impl Fake {
             go: Notify::new(),
             position: None,
             unready: Mutex::default(),
+            held: None,
             heard: Mutex::default(),
             under_way: AtomicUsize::new(0),
             most_under_way: AtomicUsize::new(0),
@@ -88,6 +91,9 @@ impl Sink for Fake {
         self.fill
     }
     async fn prepare(&self, stream: &StreamId, _spec: &StreamSpec) -> Result<(), SinkError> {
+        if let Some(held) = &self.held {
+            held.notified().await;
+        }
         if self.unready.lock().unwrap().contains(stream) {
             return Err(SinkError::Refused { why: "no such table".into() });
         }
@@ -667,6 +673,54 @@ async fn what_other_plugins_write_is_not_read_for() {
     assert!(read <= 1, "nothing of its own came, and the journal was read {read} times");
     house.block(&[(0, "a")]).await;
     until("its own comes at once all the same", || sink.delivered().len() == 2).await;
+    lane.stop().await;
+}
+
+#[tokio::test]
+async fn a_start_says_so_until_it_is_known_what_waits_and_resume_is_for_that_too() {
+    let mut house = House::new(1).await;
+    house.block(&[(0, "a"), (0, "b")]).await;
+    // Before a restart, one has failed and is due in an hour.
+    let hour = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis() as u64 + 3_600_000;
+    let (output, track) = (output(), house.tracks[0]);
+    let parked = crate::journal::Parked {
+        lane_key: "a".into(),
+        next: 1,
+        attempts: 1,
+        retry_at_ms: Some(hour),
+        why: "503".into(),
+    };
+    let writes = vec![
+        LaneWrite::Park { output: output.clone(), track, parked },
+        LaneWrite::Position { output, track, position: 2 },
+    ];
+    house.journal.commit(Write::Lane(writes)).await.unwrap();
+    let start = || {
+        let mut sink = Fake::new(1, 4);
+        sink.held = Some(Notify::new());
+        let sink = Arc::new(sink);
+        (house.start(&sink, When::Latest), sink)
+    };
+
+    let (lane, _) = start();
+    assert_eq!(lane.status().state, "starting");
+    // Counted before it is opened, and not idle for that.
+    until("it is counted", || lane.status().parked == 1).await;
+    assert_eq!((lane.status().state.as_str(), lane.status().backlog), ("starting", 1));
+    lane.stop().await;
+
+    let (lane, sink) = start();
+    sink.held.as_ref().unwrap().notify_one();
+    until("it is opened", || lane.status().state == "idle").await;
+    assert_eq!((lane.status().parked, sink.heard().len()), (1, 0));
+    lane.stop().await;
+
+    let (lane, sink) = start();
+    lane.resume();
+    sink.held.as_ref().unwrap().notify_one();
+    until("what waited is delivered", || sink.delivered().len() == 1).await;
+    until("none is parked", || lane.status().parked == 0).await;
+    assert_eq!(lane.status().state, "ok");
     lane.stop().await;
 }
 

@@ -148,7 +148,7 @@ pub struct RefusedFile {
 pub struct OutputStatus {
     pub name: String,
     pub kind: String,
-    /// `ok`, `failing`, `stopped`, `disabled`, `idle`.
+    /// `starting` until it is known what waits, then `idle` until the first delivery; `ok`, `failing`, `stopped`, `disabled`.
     pub state: String,
     pub why: Option<String>,
     /// Entries not yet settled, of all its tracks.

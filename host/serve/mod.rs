@@ -272,7 +272,7 @@ fn reasons(status: &Status) -> Vec<String> {
             reasons.push(format!("plugin {} on {} is {}{}", plugin.name, at.chain, at.state, because(&at.why)));
         }
     }
-    for output in status.outputs.iter().filter(|o| !matches!(o.state.as_str(), "ok" | "idle")) {
+    for output in status.outputs.iter().filter(|o| !matches!(o.state.as_str(), "ok" | "idle" | "starting")) {
         reasons.push(format!("output {} is {}{}", output.name, output.state, because(&output.why)));
     }
     if reasons.is_empty() {

@@ -135,7 +135,7 @@ fn page(html: &mut String, status: &Status, streams: &[StreamInfo]) -> fmt::Resu
     );
     for o in &status.outputs {
         write!(html, "<tr><td>{}<td>{}<td>", Text(&o.name), Text(&o.kind))?;
-        state(html, &o.state, &["ok", "idle"], o.why.as_deref())?;
+        state(html, &o.state, &["ok", "idle", "starting"], o.why.as_deref())?;
         write!(html, "<td>{}<td>{}<td>{}<td>{}", o.backlog, o.parked, o.dead, o.delivered)?;
     }
     write!(html, "</table></main><script>{SCRIPT}</script></html>")
