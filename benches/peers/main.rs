@@ -173,6 +173,25 @@ async fn measure(name: &str, town: &Town, place: Place, start: impl FnOnce() -> 
     println!("| {name} | {whole:.0} | {from_first:.0} | {peak:.0} | {p50:.1} | {p99:.1} |");
 }
 
+/// What the node gives whoever asks for the logs and does nothing with them: more than that reaches nobody.
+async fn node_alone(town: &Town) {
+    const RANGE: u64 = 20;
+    let client = reqwest::Client::builder().no_proxy().build().expect("a plain client needs nothing that can fail");
+    let ask = |from: u64| {
+        let filter = json!({ "address": town.token.address, "fromBlock": format!("{from:#x}"),
+                             "toBlock": format!("{:#x}", from + RANGE - 1) });
+        let question = json!({ "jsonrpc": "2.0", "id": from, "method": "eth_getLogs", "params": [filter] });
+        let asked = client.post(town.anvil.http()).json(&question).send();
+        async { asked.await.expect("anvil answers").bytes().await.expect("to the end").len() }
+    };
+    let head = town.chain.head().await;
+    let began = Instant::now();
+    let asked = futures::stream::iter((0..=head).step_by(RANGE as usize).map(ask)).buffered(4);
+    let bytes: usize = asked.collect::<Vec<_>>().await.iter().sum();
+    let (all, took) = (town.logs.load(Ordering::Relaxed), began.elapsed().as_secs_f64());
+    println!("| The node alone, {} bytes an event | {:.0} | | | | |", bytes as u64 / all, all as f64 / took);
+}
+
 /// `output`: the table of the configuration.
 fn chainweir(dir: &Path, town: &Town, verify: &str, output: &str, env: &[(&str, &str)]) -> Running {
     let config = format!(
@@ -249,6 +268,9 @@ async fn main() {
         "| | events/s, from its start | events/s, from the first event | peak MiB | block to event p50, ms | p99, ms |"
     );
     println!("|---|---|---|---|---|---|");
+    if wants("node-alone") {
+        node_alone(&town).await;
+    }
     let dir = || folder(&["erc20-transfers"]);
     for (verify, how) in [("receipts", "every log proven"), ("bloom", "the node believed, as peers do")] {
         if wants(&format!("chainweir-{verify}-postgres")) {

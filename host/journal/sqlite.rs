@@ -288,11 +288,7 @@ fn take_lock(path: &Path) -> Result<File> {
 fn open_checked(path: &Path) -> Result<(Connection, String, u64)> {
     let opened = || -> std::result::Result<(Connection, String, u64), OpenError> {
         let mut db = connect(path, true)?;
-        db.pragma_update(
-            None,
-            "cache_size",
-            -WRITER_CACHE_KIB,
-        )?;
+        db.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
         let fresh: bool = db.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |r| r.get(0))?;
         let application: i64 = db.query_row("PRAGMA application_id", [], |r| r.get(0))?;
         if !fresh && application != APPLICATION_ID {
