@@ -215,6 +215,27 @@ fn ponder(dir: &Path, town: &Town, postgres: &Postgres) -> Running {
     Running::Peer(program.spawn().expect("node runs"))
 }
 
+/// `storage` and `streams` are those parts of its configuration.
+fn rindexer(dir: &Path, town: &Town, program: &str, [storage, streams]: [&str; 2], url: &str) -> Running {
+    let abi = json!([{ "type": "event", "name": "Transfer", "anonymous": false, "inputs": [
+        { "name": "from", "type": "address", "indexed": true }, { "name": "to", "type": "address", "indexed": true },
+        { "name": "value", "type": "uint256", "indexed": false } ] }]);
+    let config = format!(
+        "name: Peers\nproject_type: no-code\nnetworks:\n- name: local\n  chain_id: 31337\n  rpc: {}\n  block_poll_frequency: rapid\n\
+         {storage}contracts:\n- name: Token\n  details:\n  - network: local\n    address: '{}'\n    start_block: '0'\n\
+         \x20 abi: ./abi.json\n  include_events:\n  - Transfer\n{streams}",
+        town.anvil.http(),
+        town.token.address,
+    );
+    std::fs::write(dir.join("abi.json"), abi.to_string()).expect("a file in the folder");
+    std::fs::write(dir.join("rindexer.yaml"), config).expect("a file in the folder");
+    let log = std::fs::File::create(dir.join("log")).expect("a log in the folder");
+    let mut program = Command::new(program);
+    program.args(["start", "--yes", "indexer"]).current_dir(dir).env("DATABASE_URL", url);
+    program.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
+    Running::Peer(program.spawn().expect("RINDEXER names a program"))
+}
+
 /// The peer's folder with what npm brings, below `target`.
 fn ponder_folder() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -227,6 +248,13 @@ fn ponder_folder() -> PathBuf {
     to
 }
 
+/// As rindexer posts them.
+#[derive(serde::Deserialize)]
+struct Chunk<'a> {
+    #[serde(borrow)]
+    event_data: Vec<&'a serde_json::value::RawValue>,
+}
+
 /// Counts the events in what is posted: one, or an array of them.
 async fn counter() -> (String, Arc<AtomicU64>) {
     let count = Arc::new(AtomicU64::new(0));
@@ -234,7 +262,7 @@ async fn counter() -> (String, Arc<AtomicU64>) {
     let take = move |body: axum::body::Bytes| async move {
         let events = match serde_json::from_slice::<Vec<&serde_json::value::RawValue>>(&body) {
             Ok(all) => all.len() as u64,
-            Err(_) => 1,
+            Err(_) => serde_json::from_slice::<Chunk<'_>>(&body).map_or(1, |chunk| chunk.event_data.len() as u64),
         };
         own.fetch_add(events, Ordering::Relaxed);
         axum::http::StatusCode::NO_CONTENT
@@ -288,6 +316,24 @@ async fn main() {
                 let start = || chainweir(dir.path(), &town, verify, &output, &[]);
                 measure(&format!("Chainweir to webhook, {size}, {how}"), &town, Place::Hook(count), start).await;
             }
+        }
+    }
+    // In no registry: whoever has built one says where it is.
+    if let Ok(program) = std::env::var("RINDEXER") {
+        let (postgres_on, none) = ("storage:\n  postgres:\n    enabled: true\n", "");
+        if wants("rindexer-postgres") {
+            let (dir, place) = (folder(&[]), rows(&postgres, "peers_token.transfer").await);
+            let start = || rindexer(dir.path(), &town, &program, [postgres_on, none], &postgres.url());
+            measure("rindexer to PostgreSQL", &town, place, start).await;
+        }
+        if wants("rindexer-webhook") {
+            let (dir, (url, count)) = (folder(&[]), counter().await);
+            let streams = format!(
+                "  streams:\n    webhooks:\n    - endpoint: {url}\n      shared_secret: peers\n      networks: [local]\n\
+                 \x20     events:\n      - event_name: Transfer\n"
+            );
+            let start = || rindexer(dir.path(), &town, &program, [none, &streams], &postgres.url());
+            measure("rindexer to webhook, in chunks", &town, Place::Hook(count), start).await;
         }
     }
     if wants("ponder-postgres") {

@@ -573,29 +573,28 @@ impl Task {
         }
         // In a batch nothing passes one that has to wait.
         let mut held = false;
+        let mut counts = [(DeliveryOutcome::Delivered, 0), (DeliveryOutcome::Refused, 0), (DeliveryOutcome::Retry, 0)];
         for (delivery, outcome) in done.batch.into_iter().zip(done.outcomes) {
             if held {
                 self.back_to_queue(id, delivery.offset);
                 continue;
             }
-            let label = match &outcome {
-                Outcome::Delivered => DeliveryOutcome::Delivered,
-                Outcome::Retry { .. } => DeliveryOutcome::Retry,
-                Outcome::Refused { .. } => DeliveryOutcome::Refused,
-            };
-            telemetry::deliveries(&self.settings.output, label).increment(1);
+            let [delivered, refused, retry] = &mut counts;
             match outcome {
                 Outcome::Delivered => {
+                    delivered.1 += 1;
                     self.is_up(id);
                     self.delivered();
                     self.settle(id, from, &delivery);
                 }
                 Outcome::Refused { why } => {
+                    refused.1 += 1;
                     // It answered: it is not down.
                     self.is_up(id);
                     held = self.refused(id, from, &delivery, why);
                 }
                 Outcome::Retry { why, after } => {
+                    retry.1 += 1;
                     self.destination_failed(&why, after);
                     if from == From::Batch {
                         self.batch_failed(id, delivery.offset, after);
@@ -605,6 +604,9 @@ impl Task {
                     }
                 }
             }
+        }
+        for (outcome, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
+            telemetry::deliveries(&self.settings.output, outcome).increment(count);
         }
         if let Some(track) = self.tracks.get_mut(&id) {
             track.advance();

@@ -212,7 +212,15 @@ pub fn rfc3339(seconds: u64) -> Option<String> {
     let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
-    Some(format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z"))
+    // Every event and every row has one: without a format string.
+    let mut text = String::with_capacity(20);
+    let pairs =
+        [(year / 100, ""), (year % 100, "-"), (month, "-"), (day, "T"), (hour, ":"), (minute, ":"), (second, "Z")];
+    for (number, then) in pairs {
+        text.extend([number / 10, number % 10].map(|digit| char::from(b'0' + digit as u8)));
+        text.push_str(then);
+    }
+    Some(text)
 }
 
 #[cfg(test)]
