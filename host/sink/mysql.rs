@@ -150,8 +150,8 @@ impl MySql {
 
     /// A connection that is alive, taken out of `slot`.
     async fn connected(&self, slot: &mut Option<Connection>) -> Result<Connection, SinkError> {
-        // The server hangs up on one that is idle for twice the timeout: a transaction of ours that a broken wire left open
-        // would hold the position for as long as it believes in the connection.
+        // The server hangs up on one that is idle for twice the timeout, and on one that says half a statement: a transaction of
+        // ours that a broken wire left open would hold the position for as long as it believes in the connection.
         if let Some(mut connection) = slot.take().filter(|connection| connection.taken.elapsed() < self.timeout) {
             connection.taken = Instant::now();
             return Ok(connection);
@@ -163,7 +163,7 @@ impl MySql {
                 conn.query_drop(SESSION_MARIADB).await?;
             }
             let idle = (2 * self.timeout).as_secs().max(2);
-            conn.query_drop(format!("SET SESSION wait_timeout = {idle}")).await?;
+            conn.query_drop(format!("SET SESSION wait_timeout = {idle}, net_read_timeout = {idle}")).await?;
             let longest = conn.query_first("SELECT @@max_allowed_packet").await?;
             Ok((conn, longest.unwrap_or(STATEMENT_BYTES)))
         };
@@ -311,7 +311,7 @@ impl MySql {
         run: &[usize],
     ) -> Result<Vec<Refused>, Fault> {
         let (name, key) = (quoted(&table.written), quoted(table.layout.key()));
-        let takes_back = op == Op::Retract && !table.layout.appends();
+        let takes_back = table.layout.takes_back(op);
         // What is taken back needs no row, but for its key.
         let (rows, refused) = match takes_back && !table.layout.keyed() {
             true => Default::default(),

@@ -26,7 +26,7 @@ use super::newest::{self, Keys, Newest};
 use super::options::Options;
 use super::table::{self, Fault, Layout, ROW_KEY, Refused, Retract, Rules, Run, Sort, Value, Work, quoted};
 use super::{Kind, Open, Shape, Sink, SinkError, Track};
-use crate::model::{Delivery, Op, Outcome, OutputName, StreamId, StreamSpec};
+use crate::model::{Delivery, Outcome, OutputName, StreamId, StreamSpec};
 
 pub const KIND: Kind = Kind {
     name: "postgres",
@@ -52,6 +52,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const COPY_FROM: usize = 50;
 /// Rows that are made before the server gets them.
 const COPY_PIECE: usize = 100;
+/// What names a session for good: a process's number alone may be another's later.
+const SESSION: &str = "pid || ' ' || extract(epoch from backend_start)";
 
 struct Postgres {
     name: OutputName,
@@ -67,6 +69,8 @@ struct Postgres {
     tables: std::sync::Mutex<HashMap<StreamId, Arc<Table>>>,
     /// Taken while in use: what is not put back (an error, a caller that gave up) is closed, and the server rolls back.
     connection: Mutex<Option<Connection>>,
+    /// The latest session, as the server knows it. Where the wire fell silent, it is there still when the next one begins.
+    session: std::sync::Mutex<Option<String>>,
 }
 
 struct Connection {
@@ -92,7 +96,7 @@ struct Table {
 
 /// The same, prepared on a connection.
 struct Statements {
-    /// To copy rows in, if that may be tried.
+    /// To copy rows in, where that is to be tried.
     copy: Option<Statement>,
     insert: Statement,
     retract: Statement,
@@ -106,6 +110,43 @@ enum By {
     Copy,
     Insert,
     One,
+}
+
+impl By {
+    /// What is tried where this fails for a row.
+    fn next(self) -> Option<Self> {
+        match self {
+            By::Copy => Some(By::Insert),
+            By::Insert => Some(By::One),
+            By::One => None,
+        }
+    }
+}
+
+impl Table {
+    /// Whether a run is one for COPY, if the batch may be copied at all.
+    fn to_copy(&self, (op, run): &Run) -> bool {
+        run.len() >= COPY_FROM && !self.layout.takes_back(*op)
+    }
+
+    /// The way to begin with, after the position that is known. What lies before it may be there already: a dead letter that is
+    /// tried again, a replay.
+    fn first_by(&self, work: &Work<'_>, known: Option<Option<i64>>) -> By {
+        let first = work.batch.first().and_then(|delivery| i64::try_from(delivery.offset).ok());
+        let copies = known.is_some_and(|known| first > known) && self.copies.load(Ordering::Relaxed);
+        if copies && work.runs(usize::MAX).iter().any(|run| self.to_copy(run)) { By::Copy } else { By::Insert }
+    }
+
+    /// What a COPY failed with. The rows may take an insert all the same.
+    fn not_copied(&self, error: tokio_postgres::Error) -> Fault {
+        match error.code().map(SqlState::code) {
+            Some(code) if code.starts_with("0A") || code.starts_with("42") => {
+                self.copies.store(false, Ordering::Relaxed);
+                Fault::Row(text(&error))
+            }
+            _ => fault(error),
+        }
+    }
 }
 
 impl Postgres {
@@ -148,6 +189,7 @@ impl Postgres {
             timeout: Duration::from_millis(options.number("timeout_ms", 30_000, 1..=3_600_000)?),
             tables: Default::default(),
             connection: Mutex::new(None),
+            session: Default::default(),
             config,
             tls,
         })
@@ -178,9 +220,10 @@ impl Postgres {
             return Ok(connection);
         }
         // A commit must last before the lane hears of it. A transaction of ours that a broken wire left open would hold the
-        // position for as long as the server believes in the connection.
+        // position for as long as the server believes in the connection; it believes for a minute in one from a machine that is gone.
         let set = format!(
             "SET statement_timeout = {ms}; SET idle_in_transaction_session_timeout = {ms}; SET client_min_messages = warning; \
+             SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; \
              SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'",
             ms = self.timeout.as_millis()
         );
@@ -199,6 +242,7 @@ impl Postgres {
                 }
             };
             client.batch_execute(&set).await?;
+            self.take_over(&client).await?;
             Ok(client)
         };
         let client = tokio::time::timeout(CONNECT_TIMEOUT, connect)
@@ -206,6 +250,22 @@ impl Postgres {
             .map_err(|_| self.again("no connection in time"))?
             .map_err(|error: tokio_postgres::Error| self.judge(&error))?;
         Ok(Connection { client, statements: HashMap::new(), positions: HashMap::new() })
+    }
+
+    /// Ends the session before this one. A server that waits for the rest of a statement, or for more rows to copy, heeds no
+    /// timeout of its own, and holds the position meanwhile.
+    async fn take_over(&self, client: &Client) -> Result<(), tokio_postgres::Error> {
+        let before = self.session.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+        if let Some(before) = before {
+            let end = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {SESSION} = $1");
+            if !client.query(&end, &[&before]).await?.is_empty() {
+                tracing::info!(output = %self.name, "ended a session of ours that PostgreSQL still held open");
+            }
+        }
+        let own = format!("SELECT {SESSION} FROM pg_stat_activity WHERE pid = pg_backend_pid()");
+        let own = client.query_opt(&own, &[]).await?.map(|row| row.try_get(0)).transpose()?;
+        *self.session.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = own;
+        Ok(())
     }
 
     fn positions_table(&self) -> String {
@@ -320,7 +380,7 @@ impl Postgres {
         work: &mut Work<'_>,
         by: By,
     ) -> Result<(), Fault> {
-        let mut statements = Statements {
+        let statements = Statements {
             copy: match by {
                 By::Copy => Some(prepared(connection, &table.copy).await?),
                 By::Insert | By::One => None,
@@ -350,9 +410,6 @@ impl Postgres {
                 track.stream
             )));
         }
-        // What lies before the position may be there: a dead letter that is tried again, a replay.
-        let first = work.batch.first().and_then(|delivery| i64::try_from(delivery.offset).ok());
-        statements.copy = statements.copy.filter(|_| first > now);
         if by == By::One {
             for (op, run) in work.runs(1) {
                 let savepoint = transaction.transaction().await.map_err(fault)?;
@@ -409,61 +466,31 @@ impl Postgres {
     async fn write(
         &self,
         transaction: &Transaction<'_>,
-        Statements { copy, insert, retract, newest }: &Statements,
+        statements: &Statements,
         batch: &[Delivery],
         table: &Table,
-        (op, run): Run,
+        run: Run,
     ) -> Result<Vec<Refused>, Fault> {
         let layout = &table.layout;
-        let takes_back = op == Op::Retract && !layout.appends();
-        let copy = copy.as_ref().filter(|_| !takes_back && run.len() >= COPY_FROM);
-        let (keys, refused) = if let Some(copy) = copy {
-            copy_in(transaction, copy, batch, layout, &run).await.map_err(|error| {
-                match error.code().map(SqlState::code) {
-                    // It may take an insert all the same.
-                    Some(code) if code.starts_with("0A") || code.starts_with("42") => {
-                        table.copies.store(false, Ordering::Relaxed);
-                        Fault::Row(text(&error))
-                    }
-                    _ => fault(error),
-                }
-            })?
-        } else {
-            // What is taken back needs no row, but for its key.
-            let (rows, refused) = match takes_back && newest.is_none() {
-                true => Default::default(),
-                false => table::rows(batch, &run, layout),
-            };
-            let keys = table::keys(&rows, layout);
-            if takes_back {
-                let emissions: Vec<String> = run.iter().map(|index| batch[*index].emission.id.to_string()).collect();
-                let offsets: Vec<Option<i64>> =
-                    run.iter().map(|index| i64::try_from(batch[*index].offset).ok()).collect();
-                transaction.execute(retract, &[&emissions, &offsets]).await.map_err(fault)?;
-            } else {
-                let mut columns: Vec<Vec<Option<String>>> =
-                    layout.columns.iter().map(|_| Vec::with_capacity(rows.len())).collect();
-                for row in rows {
-                    columns.iter_mut().zip(row).for_each(|(column, value)| column.push(as_text(value)));
-                }
-                let values: Vec<&(dyn ToSql + Sync)> =
-                    columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
-                transaction.execute(insert, &values).await.map_err(fault)?;
+        let takes_back = layout.takes_back(run.0);
+        let (keys, refused) = match &statements.copy {
+            _ if takes_back => take_back(transaction, statements, batch, layout, &run.1).await?,
+            Some(copy) if table.to_copy(&run) => {
+                copy_in(transaction, copy, batch, layout, &run.1).await.map_err(|error| table.not_copied(error))?
             }
-            (keys, refused)
+            _ => insert(transaction, &statements.insert, batch, layout, &run.1).await.map_err(fault)?,
         };
-        if let Some([upsert, remove, forget]) = newest {
+        if let Some([upsert, remove, forget]) = &statements.newest {
             let keys: Vec<String> = keys.into_iter().collect();
             transaction.execute(upsert, &[&keys]).await.map_err(fault)?;
             if takes_back {
                 transaction.execute(remove, &[&keys]).await.map_err(fault)?;
-            } else if let Some(last) = run.last() {
+            } else if let Some(last) = run.1.last() {
                 let from = table::kept_from(&batch[*last], self.rules.keep_blocks);
                 transaction.execute(forget, &[&keys, &from]).await.map_err(fault)?;
             }
         }
-        // What was never there has nothing to be taken back.
-        Ok(if takes_back { vec![] } else { refused })
+        Ok(refused)
     }
 
     fn key(&self, track: &Track) -> [String; 4] {
@@ -510,14 +537,51 @@ fn cast(text: &str, sort: Sort) -> String {
     }
 }
 
-/// Copies a run in, piece by piece: the server takes one while the next is made. The keys that it touched, and what has no row.
+/// Keys of the rows that a run touched, and what has no row.
+type Written = (BTreeSet<String>, Vec<Refused>);
+
+/// Deletes or marks the rows of a run. What has none, or never had, has nothing to be taken back.
+async fn take_back(
+    transaction: &Transaction<'_>,
+    statements: &Statements,
+    batch: &[Delivery],
+    layout: &Layout,
+    run: &[usize],
+) -> Result<Written, Fault> {
+    let emissions: Vec<String> = run.iter().map(|index| batch[*index].emission.id.to_string()).collect();
+    let offsets: Vec<Option<i64>> = run.iter().map(|index| i64::try_from(batch[*index].offset).ok()).collect();
+    transaction.execute(&statements.retract, &[&emissions, &offsets]).await.map_err(fault)?;
+    // Only for its key is a row made.
+    let rows = statements.newest.as_ref().map(|_| table::rows(batch, run, layout).0);
+    Ok((table::keys(&rows.unwrap_or_default(), layout), vec![]))
+}
+
+async fn insert(
+    transaction: &Transaction<'_>,
+    insert: &Statement,
+    batch: &[Delivery],
+    layout: &Layout,
+    run: &[usize],
+) -> Result<Written, tokio_postgres::Error> {
+    let (rows, refused) = table::rows(batch, run, layout);
+    let keys = table::keys(&rows, layout);
+    let mut columns: Vec<Vec<Option<String>>> = layout.columns.iter().map(|_| Vec::with_capacity(rows.len())).collect();
+    for row in rows {
+        columns.iter_mut().zip(row).for_each(|(column, value)| column.push(as_text(value)));
+    }
+    let values: Vec<&(dyn ToSql + Sync)> = columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
+    transaction.execute(insert, &values).await?;
+    Ok((keys, refused))
+}
+
+/// Copies a run in, piece by piece: the server takes one while the next is made.
 async fn copy_in(
     transaction: &Transaction<'_>,
     copy: &Statement,
     batch: &[Delivery],
     layout: &Layout,
     run: &[usize],
-) -> Result<(BTreeSet<String>, Vec<Refused>), tokio_postgres::Error> {
+) -> Result<Written, tokio_postgres::Error> {
     let (mut keys, mut refused) = (BTreeSet::new(), vec![]);
     let mut into = std::pin::pin!(transaction.copy_in(copy).await?);
     for piece in run.chunks(COPY_PIECE) {
@@ -620,7 +684,7 @@ impl Sink for Postgres {
 
     async fn position(&self, track: &Track) -> Result<Option<u64>, SinkError> {
         let mut slot = self.connection.lock().await;
-        let connection = self.connected(&mut slot).await?;
+        let mut connection = self.connected(&mut slot).await?;
         let select = format!(
             "SELECT \"offset\" FROM {} WHERE journal = $1 AND output = $2 AND stream = $3 AND chain = $4",
             self.positions_table()
@@ -632,6 +696,7 @@ impl Sink for Postgres {
             Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => None,
             Err(error) => return Err(self.judge(&error)),
         };
+        connection.positions.insert(track.clone(), offset);
         *slot = Some(connection);
         Ok(offset.and_then(|offset| u64::try_from(offset).ok()))
     }
@@ -648,16 +713,14 @@ impl Sink for Postgres {
             Err(error) => return super::retry_all(batch.len(), &error.to_string()),
         };
         let store = async {
-            let copies = batch.len() >= COPY_FROM && table.copies.load(Ordering::Relaxed);
-            let ways: &[By] = if copies { &[By::Copy, By::Insert, By::One] } else { &[By::Insert, By::One] };
-            let mut done = Ok(());
-            for by in ways {
-                done = self.store(&mut connection, &table, track, &mut work, *by).await;
-                if !matches!(done, Err(Fault::Row(_))) {
-                    break;
+            let mut by = table.first_by(&work, connection.positions.get(track).copied());
+            loop {
+                let done = self.store(&mut connection, &table, track, &mut work, by).await;
+                match by.next() {
+                    Some(next) if matches!(done, Err(Fault::Row(_))) => by = next,
+                    _ => return done,
                 }
             }
-            done
         };
         let why = match tokio::time::timeout(self.timeout, store).await {
             Ok(Ok(())) => {

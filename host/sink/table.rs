@@ -194,6 +194,11 @@ impl Layout {
         self.appends
     }
 
+    /// Whether this takes an earlier row back.
+    pub fn takes_back(&self, op: Op) -> bool {
+        op == Op::Retract && !self.appends
+    }
+
     pub fn keyed(&self) -> bool {
         !self.by.is_empty()
     }

@@ -1,12 +1,13 @@
 //! The wire between the program and a node, to be broken at a byte, in the middle of whatever is said just then.
 //!
-//! `Cable::to(port)` listens on a port of its own and passes everything on. [`Cable::break_after`] says when it breaks, and
-//! how; [`Cable::mend`] lets new connections through again. Connections that were broken stay so, as behind a router
+//! `Cable::to(port)` listens on a port of its own and passes everything on. [`Cable::break_after`] and
+//! [`Cable::break_after_asked`] say when it breaks, and how; [`Cable::mend`] lets new connections through again. Connections that were broken stay so, as behind a router
 //! that has forgotten them.
 
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -24,9 +25,16 @@ pub struct Cable {
     server: tokio::task::JoinHandle<()>,
 }
 
+/// Whose bytes are counted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum From {
+    Client,
+    Node,
+}
+
 struct Shared {
-    /// Bytes that still come from the node before it breaks, and how it does.
-    left: Mutex<Option<(u64, Break)>>,
+    /// Bytes that still come through before it breaks, whose, and how it does.
+    left: Mutex<Option<(u64, From, Break)>>,
     broken: watch::Sender<Option<Break>>,
 }
 
@@ -46,8 +54,14 @@ impl Cable {
         Self { port, shared, server }
     }
 
+    /// After so many bytes that the node says.
     pub fn break_after(&self, bytes: u64, how: Break) {
-        *self.shared.left.lock().unwrap() = Some((bytes, how));
+        *self.shared.left.lock().unwrap() = Some((bytes, From::Node, how));
+    }
+
+    /// After so many bytes that are said to the node.
+    pub fn break_after_asked(&self, bytes: u64, how: Break) {
+        *self.shared.left.lock().unwrap() = Some((bytes, From::Client, how));
     }
 
     pub fn is_broken(&self) -> bool {
@@ -71,29 +85,11 @@ impl Shared {
         let kept = async {
             // The node may be gone: then this end is closed, too.
             let Ok(node) = TcpStream::connect(("127.0.0.1", node)).await else { return };
-            let (mut from_client, mut to_client) = client.into_split();
-            let (mut from_node, mut to_node) = node.into_split();
-            let asked = tokio::io::copy(&mut from_client, &mut to_node);
-            let told = async {
-                let mut buffer = [0; 4096];
-                loop {
-                    let read = match from_node.read(&mut buffer).await {
-                        Ok(read) if read > 0 => read,
-                        _ => return,
-                    };
-                    let passed = self.passed(read);
-                    if to_client.write_all(&buffer[..passed]).await.is_err() {
-                        return;
-                    }
-                    if passed < read {
-                        // Everything ends below.
-                        return std::future::pending().await;
-                    }
-                }
-            };
+            let (from_client, to_client) = client.into_split();
+            let (from_node, to_node) = node.into_split();
             tokio::select! {
-                _ = asked => {}
-                () = told => {}
+                () = self.pass(from_client, to_node, From::Client) => {}
+                () = self.pass(from_node, to_client, From::Node) => {}
             }
         };
         let mut silent = false;
@@ -113,12 +109,30 @@ impl Shared {
         }
     }
 
+    async fn pass(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, whose: From) {
+        let mut buffer = [0; 4096];
+        loop {
+            let read = match from.read(&mut buffer).await {
+                Ok(read) if read > 0 => read,
+                _ => return,
+            };
+            let passed = self.passed(read, whose);
+            if to.write_all(&buffer[..passed]).await.is_err() {
+                return;
+            }
+            if passed < read {
+                // Everything ends in `carry`.
+                return std::future::pending().await;
+            }
+        }
+    }
+
     /// How many of these bytes come through.
-    fn passed(&self, bytes: usize) -> usize {
+    fn passed(&self, bytes: usize, whose: From) -> usize {
         let mut left = self.left.lock().unwrap();
-        let Some((remaining, how)) = *left else { return bytes };
+        let Some((remaining, _, how)) = left.filter(|left| left.1 == whose) else { return bytes };
         if remaining >= bytes as u64 {
-            *left = Some((remaining - bytes as u64, how));
+            *left = Some((remaining - bytes as u64, whose, how));
             return bytes;
         }
         *left = None;

@@ -295,7 +295,7 @@ async fn what_is_sent_again_moves_no_position_of_a_store_or_a_queue() {
     }
 }
 
-/// The wire to the server breaks while it answers, at any byte, or falls silent.
+/// The wire to the server breaks at any byte of what either says, or falls silent.
 async fn cuts(place: impl Place) {
     let (.., port) = place.wire().expect("a server");
     cuts_of(&Cable::to(port).await, place).await;
@@ -310,7 +310,7 @@ async fn cuts_of(cable: &Cable, place: impl Place) {
     let sink = open(kind, &table, Path::new(".")).await.unwrap();
     sink.prepare(&stream(), &spec()).await.unwrap();
     let (mut from, mut holds, batch) = (1, BTreeSet::new(), sink.shape().batch as u64);
-    for round in 0..crate::harness::belt::times(3, 60) {
+    for round in 0..crate::harness::belt::times(4, 60) {
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let failed = Arc::new(tokio::sync::Notify::new());
         let (to, fails) = (sink.clone(), failed.clone());
@@ -327,8 +327,13 @@ async fn cuts_of(cable: &Cable, place: impl Place) {
             }
             next
         });
-        let how = if round % 3 == 2 { Break::Silence } else { Break::Cut };
-        cable.break_after(rng.random_range(0..place.says()), how);
+        let how = if round % 4 < 2 { Break::Cut } else { Break::Silence };
+        if round % 2 == 0 {
+            cable.break_after(rng.random_range(0..place.says()), how);
+        } else {
+            // Most of what is said to a server are the rows and messages of some batches.
+            cable.break_after_asked(rng.random_range(0..5 * 400 * batch), how);
+        }
         until("the wire to break", || async { cable.is_broken().then_some(()) }).await;
         failed.notified().await;
         cable.mend();
@@ -486,7 +491,7 @@ async fn postgres_that_marks_keeps_the_contract() {
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_loses_and_doubles_nothing_when_the_wire_breaks() {
     let Some(server) = Postgres::start().await else { return };
-    cuts(PostgresPlace(server, "batch = 50".into())).await;
+    cuts(PostgresPlace(server, "batch = 250".into())).await;
 }
 
 struct NatsPlace(Nats);

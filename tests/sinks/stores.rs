@@ -150,6 +150,8 @@ async fn rows_that_are_copied_into_postgres_are_those_that_are_inserted() {
                  CREATE TRIGGER hear BEFORE INSERT ON {of}.whale_large_moves FOR EACH ROW EXECUTE FUNCTION {of}.hear()"
             );
             client.batch_execute(&hear).await.unwrap();
+            // Without a position that is known, rows may be there.
+            assert_eq!(sink.position(&track()).await.unwrap(), None);
             deliver_to_the_end(&*sink, &rows).await;
             let heard = client.query_one(&format!("SELECT string_agg(DISTINCT way, ' ') FROM {of}.heard"), &[]).await;
             assert_eq!(heard.unwrap().get::<_, String>(0), way);
@@ -180,6 +182,7 @@ async fn what_postgres_does_not_copy_is_inserted() {
     // Rows are there, but the position is lost.
     client.batch_execute("DELETE FROM chainweir_positions").await.unwrap();
     let sink = fresh().await;
+    assert_eq!(sink.position(&track()).await.unwrap(), None);
     sink.prepare(&stream(), &spec()).await.unwrap();
     deliver_to_the_end(&*sink, &applies(51..=150)).await;
     assert_eq!((count().await, sink.position(&track()).await.unwrap()), (150, Some(150)));
