@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use alloy_primitives::U256;
+use alloy_primitives::{U256, hex};
 use chainweir::model::{Block, ChainId, Wanted};
 use chainweir::source::record::{Line, Reader, Writer};
 use chainweir::source::{KINDS, Open, ReadError, Source};

@@ -12,7 +12,7 @@ use super::Trouble;
 use crate::model::{EventKind, Manifest, Place, Subscription};
 use crate::plugin::Limits;
 use crate::plugin::engine::Engine;
-use alloy_primitives::Address;
+use alloy_primitives::{Address, hex};
 
 #[derive(Clone, Debug)]
 pub struct Artifact {

@@ -302,7 +302,7 @@ fn in_short(payload: &str) -> String {
 fn line(track: &TrackInfo, entry: &Entry, terminal: bool) -> String {
     let payload = match entry.content_type {
         ContentType::Json | ContentType::Text => String::from_utf8_lossy(&entry.payload).into_owned(),
-        ContentType::Bytes => format!("0x{}", hex::encode(&entry.payload)),
+        ContentType::Bytes => alloy_primitives::hex::encode_prefixed(&entry.payload),
     };
     let (payload, most) = if terminal { (in_short(&payload), SHOWN) } else { (payload, usize::MAX) };
     // What a plugin emits must not steer the terminal.

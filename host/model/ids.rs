@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use alloy_primitives::B256;
+use alloy_primitives::{B256, hex};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -14,16 +14,21 @@ use super::{EventPosition, Op};
 #[serde(transparent)]
 pub struct ChainId(pub u64);
 
+impl ChainId {
+    /// CAIP-2's, of EVM chains, with what parts it from the number.
+    pub const NAMESPACE: &str = "eip155:";
+}
+
 impl fmt::Display for ChainId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "eip155:{}", self.0)
+        write!(f, "{}{}", Self::NAMESPACE, self.0)
     }
 }
 
 impl FromStr for ChainId {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let id = text.strip_prefix("eip155:").and_then(|id| id.parse().ok());
+        let id = text.strip_prefix(Self::NAMESPACE).and_then(|id| id.parse().ok());
         id.map(Self).ok_or_else(|| format!("'{text}' is no chain: write it as eip155:1 (CAIP-2)"))
     }
 }
@@ -130,7 +135,7 @@ macro_rules! hash_id {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&hex::encode(self.0))
+                f.write_str(hex::Buffer::<16>::new().format(&self.0))
             }
         }
         impl fmt::Debug for $name {

@@ -1,6 +1,6 @@
 //! Watch sets: what is a member, and how a set is edited.
 
-use alloy_primitives::{Address, B256};
+use alloy_primitives::{Address, B256, hex};
 
 use super::{ChainId, SetName};
 
@@ -49,7 +49,7 @@ impl Member {
 impl std::str::FromStr for Member {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let bytes = hex::decode(text.strip_prefix("0x").unwrap_or(text)).ok();
+        let bytes = hex::decode(text).ok();
         bytes.and_then(|b| Self::from_slice(&b)).ok_or_else(|| {
             let shown: String = text.chars().take(80).collect();
             format!("'{shown}' is neither an address (20 bytes) nor a word (32 bytes) in hex")
@@ -59,7 +59,7 @@ impl std::str::FromStr for Member {
 
 impl std::fmt::Display for Member {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "0x{}", hex::encode(self.as_slice()))
+        f.write_str(&hex::encode_prefixed(self.as_slice()))
     }
 }
 

@@ -184,7 +184,7 @@ fn layer(wasm: &[u8]) -> Result<Layer, LoadError> {
         [b'\0', b'a', b's', b'm', 1, 0, 0, 0, ..] => Ok(Layer::Module),
         [b'\0', b'a', b's', b'm', rest @ ..] => Err(LoadError::refused(format!(
             "it is WebAssembly of an unknown version (bytes {}), or cut short after {} bytes",
-            hex::encode(&rest[..rest.len().min(4)]),
+            alloy_primitives::hex::encode(&rest[..rest.len().min(4)]),
             wasm.len()
         ))),
         other => Err(LoadError::refused(format!(

@@ -35,7 +35,7 @@ impl Digest {
 
 impl std::fmt::Display for Digest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&hex::encode(self.0))
+        f.write_str(&alloy_primitives::hex::encode(self.0))
     }
 }
 impl std::fmt::Debug for Digest {

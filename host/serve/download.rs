@@ -119,7 +119,9 @@ mod tests {
         // What has gone cannot be read in full.
         server.journal.window.store(2_000, std::sync::atomic::Ordering::Relaxed);
         assert_eq!(get("?format=parquet&after=10").send().await.unwrap().status(), 410);
-        assert!(get("?format=ndjson&after=10").send().await.unwrap().text().await.is_err(), "it breaks off");
+        // Before the first line, or behind some.
+        let lines = async { get("?format=ndjson&after=10").send().await?.text().await };
+        assert!(lines.await.is_err(), "it breaks off");
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@
 //! A uint256 is a text of digits here: a DECIMAL ends at 65 digits. JSON is a LONGTEXT, as MariaDB has it: MySQL's own JSON type
 //! would round what a double cannot hold. Tables are InnoDB's, in utf8mb4 and compared byte by byte.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 
 use super::newest::{self, Keys, Newest};
 use super::options::Options;
-use super::table::{self, Fault, LONGEST_KEY, Layout, ROW_KEY, Refused, Retract, Rules, Sort, Value, Work};
+use super::table::{self, Fault, LONGEST_KEY, Layout, ROW_KEY, Refused, Retract, Rules, Sort, Value, Work, Written};
 use super::{Kind, Open, Shape, Sink, SinkError, Track};
 use crate::model::{Delivery, Op, Outcome, OutputName, StreamId, StreamSpec};
 
@@ -42,8 +42,10 @@ pub const KIND: Kind = Kind {
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// From here on a statement takes no more rows: far below the server's `max_allowed_packet`, of which 16 MiB is the least default in use.
-const STATEMENT_BYTES: usize = 1 << 20;
+/// From here on a statement takes no more rows: the server has this one while the next is made.
+const STATEMENT_BYTES: usize = 1 << 17;
+/// The least default of the server's `max_allowed_packet` in use.
+const PACKET_BYTES: usize = 16 << 20;
 /// Of a table of newest rows, looked up in one statement.
 const KEYS_AT_ONCE: usize = 50;
 /// What is written means the same on every server: no silent cutting of a value, a backslash escapes, and times are UTC.
@@ -165,7 +167,7 @@ impl MySql {
             let idle = (2 * self.timeout).as_secs().max(2);
             conn.query_drop(format!("SET SESSION wait_timeout = {idle}, net_read_timeout = {idle}")).await?;
             let longest = conn.query_first("SELECT @@max_allowed_packet").await?;
-            Ok((conn, longest.unwrap_or(STATEMENT_BYTES)))
+            Ok((conn, longest.unwrap_or(PACKET_BYTES)))
         };
         let (conn, longest) = tokio::time::timeout(CONNECT_TIMEOUT, connect)
             .await
@@ -312,13 +314,7 @@ impl MySql {
     ) -> Result<Vec<Refused>, Fault> {
         let (name, key) = (quoted(&table.written), quoted(table.layout.key()));
         let takes_back = table.layout.takes_back(op);
-        // What is taken back needs no row, but for its key.
-        let (rows, refused) = match takes_back && !table.layout.keyed() {
-            true => Default::default(),
-            false => table::rows(batch, run, &table.layout),
-        };
-        let keys: Vec<String> = table::keys(&rows, &table.layout).into_iter().collect();
-        if takes_back {
+        let (keys, refused) = if takes_back {
             for index in run {
                 let delivery = &batch[*index];
                 let (emission, mark) = (delivery.emission.id, quoted(table::RETRACTED));
@@ -331,20 +327,13 @@ impl MySql {
                 };
                 to.query_drop(statement).await.map_err(fault)?;
             }
+            // Only for its key is a row made. What was never there has nothing to be taken back.
+            let rows = if table.layout.keyed() { table::rows(batch, run, &table.layout).0 } else { vec![] };
+            (table::keys(&rows, &table.layout), vec![])
         } else {
-            let end = format!(" ON DUPLICATE KEY UPDATE {key} = {key}");
-            let mut statement = String::new();
-            for row in rows {
-                statement += if statement.is_empty() { &table.insert } else { ", " };
-                add_row(&mut statement, &table.layout, row);
-                if statement.len() >= STATEMENT_BYTES {
-                    send(to, longest, std::mem::take(&mut statement) + &end).await?;
-                }
-            }
-            if !statement.is_empty() {
-                send(to, longest, statement + &end).await?;
-            }
-        }
+            insert(to, longest, table, batch, run).await?
+        };
+        let keys: Vec<String> = keys.into_iter().collect();
         let kept_from = run.last().map_or(0, |last| table::kept_from(&batch[*last], self.rules.keep_blocks));
         // A part of a union for each: in statements of a bounded size.
         for keys in keys.chunks(KEYS_AT_ONCE) {
@@ -354,13 +343,48 @@ impl MySql {
             to.query_drop(newest.upsert).await.map_err(fault)?;
             to.query_drop(if takes_back { newest.remove } else { newest.forget }).await.map_err(fault)?;
         }
-        // What was never there has nothing to be taken back.
-        Ok(if takes_back { vec![] } else { refused })
+        Ok(refused)
     }
 
     fn key(&self, track: &Track) -> (String, String, String, String) {
         (self.journal.clone(), track.output.to_string(), track.stream.to_string(), track.chain.to_string())
     }
+}
+
+/// Inserts a run, a statement after the other.
+async fn insert(
+    to: &mut impl Queryable,
+    longest: usize,
+    table: &Table,
+    batch: &[Delivery],
+    run: &[usize],
+) -> Result<Written, Fault> {
+    let (mut keys, mut refused, mut left) = (BTreeSet::new(), vec![], run.iter());
+    let key = quoted(table.layout.key());
+    let mut next = || {
+        let mut statement = String::new();
+        while statement.len() < STATEMENT_BYTES
+            && let Some(index) = left.next()
+        {
+            match table.layout.row(&batch[*index]) {
+                Ok(row) => {
+                    keys.extend(table::keys(std::slice::from_ref(&row), &table.layout));
+                    statement += if statement.is_empty() { &table.insert } else { ", " };
+                    add_row(&mut statement, &table.layout, row);
+                }
+                Err(why) => refused.push((*index, why)),
+            }
+        }
+        statement
+    };
+    let mut statement = next();
+    while !statement.is_empty() {
+        statement += &format!(" ON DUPLICATE KEY UPDATE {key} = {key}");
+        let (sent, following) = futures::future::join(send(to, longest, statement), async { next() }).await;
+        sent?;
+        statement = following;
+    }
+    Ok((keys, refused))
 }
 
 /// Adds a row as SQL: `(1, 'two', NULL)`. The session's mode lets a backslash escape, and its character set is utf8mb4, in which no byte of

@@ -16,13 +16,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::ConnectOptions;
 use async_nats::connection::State;
 use async_nats::jetstream;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{GetStreamErrorKind, PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
+use async_nats::{ConnectOptions, HeaderName, Subject};
 use tokio::sync::Mutex;
 
 use super::cloudevent::{self, Mode};
@@ -57,7 +57,8 @@ const BATCH: usize = 256;
 
 /// An offset, and whose it is: everything of the track up to it was stored. Left out where an earlier delivery of the same batch was
 /// refused, and where a delivery is sent again. One header: the server goes through all of them for each that it looks for.
-const POSITION: &str = "Chainweir-Position";
+const POSITION: HeaderName = HeaderName::from_static("Chainweir-Position");
+const CONTENT_TYPE: HeaderName = HeaderName::from_static("Content-Type");
 
 struct Nats {
     name: OutputName,
@@ -252,13 +253,13 @@ impl Nats {
     /// `whose` where the position goes with it. The first of a go expects its stream, the others what is before them in it.
     fn message(&self, delivery: &Delivery, expect: Option<&str>, whose: Option<&str>) -> PublishMessage {
         let event = cloudevent::message(delivery, self.mode);
-        let mut message = PublishMessage::build().payload(event.body.into()).header("Content-Type", event.content_type);
+        let mut message = PublishMessage::build().payload(event.body.into()).header(CONTENT_TYPE, event.content_type);
         for (name, value) in &event.attributes {
             message = message.header(format!("ce-{name}").as_str(), cloudevent::header(value).as_str());
         }
         message = message.message_id(delivery.id.to_string());
         if let Some(whose) = whose {
-            message = message.header(POSITION, format!("{} {whose}", delivery.offset).as_str());
+            message = message.header(POSITION, [itoa::Buffer::new().format(delivery.offset), " ", whose].concat());
         }
         match expect {
             Some(id) => message.expected_last_message_id(id),
@@ -287,7 +288,7 @@ impl Nats {
     async fn publish(
         &self,
         context: &jetstream::Context,
-        subject: &str,
+        subject: &Subject,
         batch: &[Delivery],
         highest: u64,
         outcomes: &mut Vec<Outcome>,
@@ -302,7 +303,7 @@ impl Nats {
         for delivery in &batch[at..] {
             let whose = (whole && delivery.offset > highest).then_some(&*whose);
             let message = self.message(delivery, before.as_deref(), whose);
-            match context.send_publish(subject.to_owned(), message).await {
+            match context.send_publish(subject.clone(), message).await {
                 Ok(answer) => sent.push(answer),
                 Err(error) => {
                     unsent = Some(error);
@@ -375,7 +376,7 @@ impl Sink for Nats {
             Ok(context) => context,
             Err(error) => return super::retry_all(batch.len(), &error.to_string()),
         };
-        let subject = super::filled(&self.subject, track);
+        let subject = Subject::from(super::filled(&self.subject, track));
         let mut outcomes = Vec::with_capacity(batch.len());
         while outcomes.len() < batch.len() {
             // At least one outcome each time: the first message of a go expects nothing.

@@ -219,11 +219,13 @@ impl Objects {
         let Some(first) = rest.first() else { return 0 };
         let folder = self.folder(track, first);
         let range = |delivery: &Delivery| self.blocks.map(|blocks| delivery.emission.block.number / blocks);
-        let mut bytes = 0;
+        // A folder follows from the time, and many events have one.
+        let (mut bytes, mut time) = (0, first.emission.block.time);
         let fits = |delivery: &&Delivery| {
-            let full = bytes >= self.bytes;
+            let (full, before) = (bytes >= self.bytes, time);
             bytes += delivery.emission.payload.len();
-            !full && range(delivery) == range(first) && self.folder(track, delivery) == folder
+            time = delivery.emission.block.time;
+            !full && range(delivery) == range(first) && (time == before || self.folder(track, delivery) == folder)
         };
         rest.iter().take(self.rows).take_while(fits).count()
     }

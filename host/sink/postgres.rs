@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use alloy_primitives::hex;
 use bytes::Bytes;
 use futures::SinkExt;
 use tokio::sync::Mutex;
@@ -24,7 +25,7 @@ use tokio_postgres::{Client, NoTls, Statement, Transaction};
 
 use super::newest::{self, Keys, Newest};
 use super::options::Options;
-use super::table::{self, Fault, Layout, ROW_KEY, Refused, Retract, Rules, Run, Sort, Value, Work, quoted};
+use super::table::{self, Fault, Layout, ROW_KEY, Refused, Retract, Rules, Run, Sort, Value, Work, Written, quoted};
 use super::{Kind, Open, Shape, Sink, SinkError, Track};
 use crate::model::{Delivery, Outcome, OutputName, StreamId, StreamSpec};
 
@@ -536,9 +537,6 @@ fn cast(text: &str, sort: Sort) -> String {
         _ => format!("{text}::{}", type_of(sort)),
     }
 }
-
-/// Keys of the rows that a run touched, and what has no row.
-type Written = (BTreeSet<String>, Vec<Refused>);
 
 /// Deletes or marks the rows of a run. What has none, or never had, has nothing to be taken back.
 async fn take_back(

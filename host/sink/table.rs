@@ -9,6 +9,7 @@
 use std::borrow::{Borrow, Cow};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+use alloy_primitives::hex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use serde_json::value::RawValue;
@@ -261,7 +262,7 @@ impl Layout {
             Value::Text(emission.id.to_string()),
             Value::Text(emission.block.chain.to_string()),
             number(emission.block.number),
-            Value::Text(emission.block.hash.to_string()),
+            Value::Text(hex::encode_prefixed(emission.block.hash)),
             cloudevent::rfc3339(emission.block.time).map_or(Value::Null, Value::Text),
             Value::Text(emission.lane_key.clone()),
             number(delivery.offset),
@@ -480,6 +481,9 @@ pub struct Work<'a> {
 
 /// Deliveries of one batch, by their places in it: all applied, or all retracted.
 pub type Run = (Op, Vec<usize>);
+
+/// Of a run that was written: the keys of its rows, as [`keys`] gives them, and what has no row.
+pub type Written = (BTreeSet<String>, Vec<Refused>);
 
 impl<'a> Work<'a> {
     pub fn new(batch: &'a [Delivery]) -> Self {

@@ -14,7 +14,7 @@ use ::parquet::basic::Repetition;
 use ::parquet::file::reader::{FileReader, SerializedFileReader};
 use ::parquet::record::{Field, Row};
 use ::parquet::schema::types::Type;
-use alloy_primitives::{Address, B256, Bloom, Bytes, U256};
+use alloy_primitives::{Address, B256, Bloom, Bytes, U256, hex};
 
 use super::archive::{Archive, Format, Volume};
 use super::recorded::{expand, quirks_of, refuse};
@@ -443,7 +443,7 @@ impl Cells<'_> {
         let Some((name, field)) = self.get(names) else { return Ok(None) };
         match field {
             Field::Bytes(bytes) => Ok(Some(Bytes::copy_from_slice(bytes.data()))),
-            Field::Str(text) => match hex::decode(text.trim_start_matches("0x")) {
+            Field::Str(text) => match hex::decode(text) {
                 Ok(bytes) => Ok(Some(bytes.into())),
                 Err(e) => Err(self.broken(name, e)),
             },

@@ -6,7 +6,7 @@
 
 use alloy_consensus::Eip658Value;
 use alloy_eips::eip4895::Withdrawal;
-use alloy_primitives::{Address, B256, Bloom, Bytes, U64, U128, U256};
+use alloy_primitives::{Address, B256, Bloom, Bytes, U64, U128, U256, hex};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -181,7 +181,7 @@ impl Seals {
             },
             _ => return None,
         };
-        let signature = hex::decode(self.signature?.trim_start_matches("0x")).ok()?;
+        let signature = hex::decode(self.signature?).ok()?;
         Some(AuraSeal {
             step: alloy_rlp::encode(step).into(),
             signature: alloy_rlp::encode(signature.as_slice()).into(),

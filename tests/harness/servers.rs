@@ -33,9 +33,12 @@ impl Server {
             let data = folder.join("data");
             if !data.is_dir() {
                 let mut install = Command::new("mariadb-install-db");
+                // In one that they share, a server that starts takes away the temporary tables of all others.
+                install.env("TMPDIR", folder);
                 install.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
-                install.arg(format!("--datadir={}", data.display())).stdout(Stdio::null()).stderr(Stdio::null());
-                assert!(install.status().expect("mariadb-install-db runs").success());
+                let said =
+                    install.arg(format!("--datadir={}", data.display())).output().expect("mariadb-install-db runs");
+                assert!(said.status.success(), "mariadb-install-db: {said:?}");
                 // A statement a line.
                 let user = format!(
                     "CREATE DATABASE IF NOT EXISTS shop;\nCREATE USER IF NOT EXISTS {USER}@'%' IDENTIFIED BY '{PASSWORD}';\n\
@@ -44,6 +47,7 @@ impl Server {
                 std::fs::write(folder.join("init.sql"), user).expect("a file in the temporary folder");
             }
             let mut command = Command::new(find("mariadbd", "mariadb-server").expect("it was there before"));
+            command.env("TMPDIR", folder);
             command.args(["--no-defaults", "--user=root", "--bind-address=127.0.0.1", "--skip-name-resolve"]);
             command.arg(format!("--port={port}")).arg(format!("--datadir={}", data.display()));
             command.arg(format!("--socket={}", folder.join("socket").display()));

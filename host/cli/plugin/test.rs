@@ -82,7 +82,7 @@ fn line(delivery: &Delivery) -> String {
         "block": emission.block.number,
         "event": event,
         "key": emission.lane_key,
-        "data": data.unwrap_or_else(|| format!("0x{}", hex::encode(&emission.payload)).into()),
+        "data": data.unwrap_or_else(|| alloy_primitives::hex::encode_prefixed(&emission.payload).into()),
     })
     .to_string()
 }
