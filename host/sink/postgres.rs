@@ -18,6 +18,7 @@ use alloy_primitives::hex;
 use bytes::Bytes;
 use futures::SinkExt;
 use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
@@ -76,6 +77,8 @@ struct Postgres {
 
 struct Connection {
     client: Client,
+    /// What carries it, and ends with it: left alone, it would wait for an answer from a wire that is silent.
+    _wire: JoinSet<Result<(), tokio_postgres::Error>>,
     statements: HashMap<String, Statement>,
     /// The position of each track as this connection last saw or wrote it.
     positions: HashMap<Track, Option<i64>>,
@@ -221,36 +224,39 @@ impl Postgres {
             return Ok(connection);
         }
         // A commit must last before the lane hears of it. A transaction of ours that a broken wire left open would hold the
-        // position for as long as the server believes in the connection; it believes for a minute in one from a machine that is gone.
+        // position for as long as the server believes in the connection; it does so for a minute where the
+        // machine at its other end is gone.
         let set = format!(
             "SET statement_timeout = {ms}; SET idle_in_transaction_session_timeout = {ms}; SET client_min_messages = warning; \
-             SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; \
+             SELECT set_config(name, value, false) FROM pg_settings JOIN (VALUES ('tcp_keepalives_idle', '30'), \
+             ('tcp_keepalives_interval', '10'), ('tcp_keepalives_count', '3'), ('tcp_user_timeout', '60000')) AS w(name, value) \
+             USING (name); \
              SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'",
             ms = self.timeout.as_millis()
         );
         let connect = async {
+            // Its error is told to whoever uses the client.
+            let mut wire = JoinSet::new();
             let client = match &self.tls {
                 None => {
                     let (client, connection) = self.config.connect(NoTls).await?;
-                    // Its error is told to whoever uses the client.
-                    tokio::spawn(connection);
+                    wire.spawn(connection);
                     client
                 }
                 Some(tls) => {
                     let (client, connection) = self.config.connect(tls.clone()).await?;
-                    tokio::spawn(connection);
+                    wire.spawn(connection);
                     client
                 }
             };
             client.batch_execute(&set).await?;
             self.take_over(&client).await?;
-            Ok(client)
+            Ok(Connection { client, _wire: wire, statements: HashMap::new(), positions: HashMap::new() })
         };
-        let client = tokio::time::timeout(CONNECT_TIMEOUT, connect)
+        tokio::time::timeout(CONNECT_TIMEOUT, connect)
             .await
             .map_err(|_| self.again("no connection in time"))?
-            .map_err(|error: tokio_postgres::Error| self.judge(&error))?;
-        Ok(Connection { client, statements: HashMap::new(), positions: HashMap::new() })
+            .map_err(|error: tokio_postgres::Error| self.judge(&error))
     }
 
     /// Ends the session before this one. A server that waits for the rest of a statement, or for more rows to copy, heeds no

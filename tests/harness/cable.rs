@@ -1,8 +1,8 @@
 //! The wire between the program and a node, to be broken at a byte, in the middle of whatever is said just then.
 //!
 //! `Cable::to(port)` listens on a port of its own and passes everything on. [`Cable::break_after`] and
-//! [`Cable::break_after_asked`] say when it breaks, and how; [`Cable::mend`] lets new connections through again. Connections that were broken stay so, as behind a router
-//! that has forgotten them.
+//! [`Cable::break_after_asked`] say when it breaks, and how; [`Cable::mend`] lets new connections through again. Connections
+//! that were broken stay so, as behind a router that has forgotten them.
 
 use std::sync::{Arc, Mutex};
 
