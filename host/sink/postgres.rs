@@ -265,8 +265,15 @@ impl Postgres {
         let before = self.session.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
         if let Some(before) = before {
             let end = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {SESSION} = $1");
-            if !client.query(&end, &[&before]).await?.is_empty() {
-                tracing::info!(output = %self.name, "ended a session of ours that PostgreSQL still held open");
+            match client.query(&end, &[&before]).await {
+                Ok(ended) if ended.is_empty() => {}
+                Ok(_) => tracing::info!(output = %self.name, "ended a session of ours that PostgreSQL still held open"),
+                // Then the server's own timeouts have to do.
+                Err(error) if error.as_db_error().is_some() => tracing::warn!(
+                    output = %self.name, error = text(&error),
+                    "may not end a session of ours that PostgreSQL could still hold open; allow pg_terminate_backend to the user"
+                ),
+                Err(error) => return Err(error),
             }
         }
         let own = format!("SELECT {SESSION} FROM pg_stat_activity WHERE pid = pg_backend_pid()");

@@ -203,3 +203,37 @@ async fn what_postgres_does_not_copy_is_inserted() {
     deliver_to_the_end(&*sink, &applies(351..=450)).await;
     assert_eq!((count().await, sink.position(&track()).await.unwrap()), (449, Some(450)));
 }
+
+/// The server waits for more rows and heeds no timeout meanwhile; it has the position's lock.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_a_silent_wire_left_behind_is_ended_with_no_more_than_ones_own_rights() {
+    let Some(server) = Postgres::start().await else { return };
+    let client = server.client().await;
+    let user = format!("CREATE ROLE plain LOGIN PASSWORD '{PASSWORD}'; CREATE SCHEMA plain AUTHORIZATION plain");
+    client.batch_execute(&user).await.unwrap();
+    let cable = Cable::to(server.port()).await;
+    let url = format!("postgres://plain:{PASSWORD}@127.0.0.1:{}/postgres", cable.port);
+    let table = format!("url = '{url}'\nschema = 'plain'\ntimeout_ms = 1000");
+    let sink = open("postgres", &table, Path::new(".")).await.unwrap();
+    sink.prepare(&stream(), &spec()).await.unwrap();
+    deliver_to_the_end(&*sink, &applies(1..=200)).await;
+
+    cable.break_after_asked(20_000, Break::Silence);
+    waits(&*sink, 201..=400, &["no answer within 1000 ms"]).await;
+    let left =
+        "SELECT pid FROM pg_stat_activity WHERE usename = 'plain' AND query LIKE 'COPY%' AND wait_event = 'ClientRead'";
+    assert_eq!(client.query(left, &[]).await.unwrap().len(), 1);
+    cable.mend();
+    deliver_to_the_end(&*sink, &applies(201..=400)).await;
+    assert_eq!(client.query(left, &[]).await.unwrap().len(), 0);
+
+    // Without the right even to that, a session that is gone by itself is followed all the same.
+    let revoke = "REVOKE EXECUTE ON FUNCTION pg_terminate_backend(integer, bigint) FROM PUBLIC";
+    client.batch_execute(revoke).await.unwrap();
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'plain'";
+    client.query(end, &[]).await.unwrap();
+    deliver_to_the_end(&*sink, &applies(401..=500)).await;
+    assert_eq!(sink.position(&track()).await.unwrap(), Some(500));
+    let rows = client.query_one("SELECT count(*) FROM plain.whale_large_moves", &[]).await.unwrap();
+    assert_eq!(rows.get::<_, i64>(0), 500);
+}
