@@ -147,6 +147,10 @@ macro_rules! hash_id {
             type Err = hex::FromHexError;
             fn from_str(text: &str) -> Result<Self, Self::Err> {
                 let mut id = [0; 16];
+                // The decoder would take a 0x, too.
+                if text.len() != 2 * id.len() {
+                    return Err(hex::FromHexError::InvalidStringLength);
+                }
                 hex::decode_to_slice(text, &mut id)?;
                 Ok(Self(id))
             }
@@ -217,6 +221,10 @@ mod tests {
         }
         assert_eq!("whale.large".parse::<StreamId>().unwrap().to_string(), "whale.large");
         assert!("whale".parse::<StreamId>().is_err());
+        assert_eq!("01".repeat(16).parse(), Ok(DeliveryId([1; 16])));
+        for bad in ["0x".to_owned() + &"01".repeat(16), "0x".to_owned() + &"01".repeat(15), "01".repeat(15)] {
+            assert!(bad.parse::<DeliveryId>().is_err(), "{bad}");
+        }
     }
 
     #[test]

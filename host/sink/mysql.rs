@@ -165,7 +165,9 @@ impl MySql {
                 conn.query_drop(SESSION_MARIADB).await?;
             }
             let idle = (2 * self.timeout).as_secs().max(2);
-            conn.query_drop(format!("SET SESSION wait_timeout = {idle}, net_read_timeout = {idle}")).await?;
+            let set =
+                format!("SET SESSION wait_timeout = {idle}, net_read_timeout = LEAST(@@net_read_timeout, {idle})");
+            conn.query_drop(set).await?;
             let longest = conn.query_first("SELECT @@max_allowed_packet").await?;
             Ok((conn, longest.unwrap_or(PACKET_BYTES)))
         };
@@ -327,9 +329,8 @@ impl MySql {
                 };
                 to.query_drop(statement).await.map_err(fault)?;
             }
-            // Only for its key is a row made. What was never there has nothing to be taken back.
-            let rows = if table.layout.keyed() { table::rows(batch, run, &table.layout).0 } else { vec![] };
-            (table::keys(&rows, &table.layout), vec![])
+            // What was never there has nothing to be taken back.
+            (table::keys_of(batch, run, &table.layout), vec![])
         } else {
             insert(to, longest, table, batch, run).await?
         };

@@ -69,10 +69,15 @@ struct Postgres {
     batch: usize,
     timeout: Duration,
     tables: std::sync::Mutex<HashMap<StreamId, Arc<Table>>>,
+    slot: Mutex<Slot>,
+}
+
+#[derive(Default)]
+struct Slot {
     /// Taken while in use: what is not put back (an error, a caller that gave up) is closed, and the server rolls back.
-    connection: Mutex<Option<Connection>>,
+    connection: Option<Connection>,
     /// The latest session, as the server knows it. Where the wire fell silent, it is there still when the next one begins.
-    session: std::sync::Mutex<Option<String>>,
+    session: Option<String>,
 }
 
 struct Connection {
@@ -192,8 +197,7 @@ impl Postgres {
             batch: options.number("batch", 1_000, 1..=10_000)? as usize,
             timeout: Duration::from_millis(options.number("timeout_ms", 30_000, 1..=3_600_000)?),
             tables: Default::default(),
-            connection: Mutex::new(None),
-            session: Default::default(),
+            slot: Default::default(),
             config,
             tls,
         })
@@ -219,13 +223,13 @@ impl Postgres {
     }
 
     /// A connection that is alive, taken out of `slot`.
-    async fn connected(&self, slot: &mut Option<Connection>) -> Result<Connection, SinkError> {
-        if let Some(connection) = slot.take().filter(|connection| !connection.client.is_closed()) {
+    async fn connected(&self, slot: &mut Slot) -> Result<Connection, SinkError> {
+        if let Some(connection) = slot.connection.take().filter(|connection| !connection.client.is_closed()) {
             return Ok(connection);
         }
         // A commit must last before the lane hears of it. A transaction of ours that a broken wire left open would hold the
-        // position for as long as the server believes in the connection; it does so for a minute where the
-        // machine at its other end is gone.
+        // position for as long as the server believes in the connection; it does so for a minute where the machine at its other
+        // end is gone.
         let set = format!(
             "SET statement_timeout = {ms}; SET idle_in_transaction_session_timeout = {ms}; SET client_min_messages = warning; \
              SELECT set_config(name, value, false) FROM pg_settings JOIN (VALUES ('tcp_keepalives_idle', '30'), \
@@ -250,7 +254,7 @@ impl Postgres {
                 }
             };
             client.batch_execute(&set).await?;
-            self.take_over(&client).await?;
+            self.take_over(&client, &mut slot.session).await?;
             Ok(Connection { client, _wire: wire, statements: HashMap::new(), positions: HashMap::new() })
         };
         tokio::time::timeout(CONNECT_TIMEOUT, connect)
@@ -261,11 +265,10 @@ impl Postgres {
 
     /// Ends the session before this one. A server that waits for the rest of a statement, or for more rows to copy, heeds no
     /// timeout of its own, and holds the position meanwhile.
-    async fn take_over(&self, client: &Client) -> Result<(), tokio_postgres::Error> {
-        let before = self.session.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
-        if let Some(before) = before {
+    async fn take_over(&self, client: &Client, session: &mut Option<String>) -> Result<(), tokio_postgres::Error> {
+        if let Some(before) = session {
             let end = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {SESSION} = $1");
-            match client.query(&end, &[&before]).await {
+            match client.query(&end, &[before]).await {
                 Ok(ended) if ended.is_empty() => {}
                 Ok(_) => tracing::info!(output = %self.name, "ended a session of ours that PostgreSQL still held open"),
                 // Then the server's own timeouts have to do.
@@ -277,8 +280,7 @@ impl Postgres {
             }
         }
         let own = format!("SELECT {SESSION} FROM pg_stat_activity WHERE pid = pg_backend_pid()");
-        let own = client.query_opt(&own, &[]).await?.map(|row| row.try_get(0)).transpose()?;
-        *self.session.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = own;
+        *session = client.query_opt(&own, &[]).await?.map(|row| row.try_get(0)).transpose()?;
         Ok(())
     }
 
@@ -562,9 +564,7 @@ async fn take_back(
     let emissions: Vec<String> = run.iter().map(|index| batch[*index].emission.id.to_string()).collect();
     let offsets: Vec<Option<i64>> = run.iter().map(|index| i64::try_from(batch[*index].offset).ok()).collect();
     transaction.execute(&statements.retract, &[&emissions, &offsets]).await.map_err(fault)?;
-    // Only for its key is a row made.
-    let rows = statements.newest.as_ref().map(|_| table::rows(batch, run, layout).0);
-    Ok((table::keys(&rows.unwrap_or_default(), layout), vec![]))
+    Ok((table::keys_of(batch, run, layout), vec![]))
 }
 
 async fn insert(
@@ -681,20 +681,20 @@ impl Sink for Postgres {
 
     async fn prepare(&self, stream: &StreamId, spec: &StreamSpec) -> Result<(), SinkError> {
         let table = self.make_table(stream, spec)?;
-        let mut slot = self.connection.lock().await;
+        let mut slot = self.slot.lock().await;
         let mut connection = self.connected(&mut slot).await?;
         let evolved = tokio::time::timeout(self.timeout, self.evolve(&mut connection.client, &table)).await;
         evolved.map_err(|_| self.again("no answer in time"))??;
         // The table may have changed under them.
         connection.statements.clear();
-        *slot = Some(connection);
+        slot.connection = Some(connection);
         let mut tables = self.tables.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         tables.insert(stream.clone(), Arc::new(table));
         Ok(())
     }
 
     async fn position(&self, track: &Track) -> Result<Option<u64>, SinkError> {
-        let mut slot = self.connection.lock().await;
+        let mut slot = self.slot.lock().await;
         let mut connection = self.connected(&mut slot).await?;
         let select = format!(
             "SELECT \"offset\" FROM {} WHERE journal = $1 AND output = $2 AND stream = $3 AND chain = $4",
@@ -708,7 +708,7 @@ impl Sink for Postgres {
             Err(error) => return Err(self.judge(&error)),
         };
         connection.positions.insert(track.clone(), offset);
-        *slot = Some(connection);
+        slot.connection = Some(connection);
         Ok(offset.and_then(|offset| u64::try_from(offset).ok()))
     }
 
@@ -718,7 +718,7 @@ impl Sink for Postgres {
             return super::retry_all(batch.len(), &format!("the table of {} is not prepared yet", track.stream));
         };
         let mut work = Work::new(batch);
-        let mut slot = self.connection.lock().await;
+        let mut slot = self.slot.lock().await;
         let mut connection = match self.connected(&mut slot).await {
             Ok(connection) => connection,
             Err(error) => return super::retry_all(batch.len(), &error.to_string()),
@@ -735,7 +735,7 @@ impl Sink for Postgres {
         };
         let why = match tokio::time::timeout(self.timeout, store).await {
             Ok(Ok(())) => {
-                *slot = Some(connection);
+                slot.connection = Some(connection);
                 return work.settled();
             }
             Ok(Err(Fault::Now(why) | Fault::Row(why))) => why,

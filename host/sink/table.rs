@@ -539,6 +539,11 @@ pub fn keys(rows: &[Vec<Value>], layout: &Layout) -> BTreeSet<String> {
     rows.iter().filter_map(key).collect()
 }
 
+/// The keys of what is taken back: only for them is a row made.
+pub fn keys_of(batch: &[Delivery], run: &[usize], layout: &Layout) -> BTreeSet<String> {
+    if layout.keyed() { keys(&rows(batch, run, layout).0, layout) } else { BTreeSet::new() }
+}
+
 /// The block from which on a history keeps every row.
 pub fn kept_from(delivery: &Delivery, keep_blocks: u64) -> i64 {
     i64::try_from(delivery.emission.block.number.saturating_sub(keep_blocks)).unwrap_or(i64::MAX)

@@ -27,14 +27,14 @@ pub struct Cable {
 
 /// Whose bytes are counted.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum From {
+enum Side {
     Client,
     Node,
 }
 
 struct Shared {
     /// Bytes that still come through before it breaks, whose, and how it does.
-    left: Mutex<Option<(u64, From, Break)>>,
+    left: Mutex<Option<(u64, Side, Break)>>,
     broken: watch::Sender<Option<Break>>,
 }
 
@@ -56,12 +56,12 @@ impl Cable {
 
     /// After so many bytes that the node says.
     pub fn break_after(&self, bytes: u64, how: Break) {
-        *self.shared.left.lock().unwrap() = Some((bytes, From::Node, how));
+        *self.shared.left.lock().unwrap() = Some((bytes, Side::Node, how));
     }
 
     /// After so many bytes that are said to the node.
     pub fn break_after_asked(&self, bytes: u64, how: Break) {
-        *self.shared.left.lock().unwrap() = Some((bytes, From::Client, how));
+        *self.shared.left.lock().unwrap() = Some((bytes, Side::Client, how));
     }
 
     pub fn is_broken(&self) -> bool {
@@ -88,8 +88,8 @@ impl Shared {
             let (from_client, to_client) = client.into_split();
             let (from_node, to_node) = node.into_split();
             tokio::select! {
-                () = self.pass(from_client, to_node, From::Client) => {}
-                () = self.pass(from_node, to_client, From::Node) => {}
+                () = self.pass(from_client, to_node, Side::Client) => {}
+                () = self.pass(from_node, to_client, Side::Node) => {}
             }
         };
         let mut silent = false;
@@ -109,7 +109,7 @@ impl Shared {
         }
     }
 
-    async fn pass(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, whose: From) {
+    async fn pass(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, whose: Side) {
         let mut buffer = [0; 4096];
         loop {
             let read = match from.read(&mut buffer).await {
@@ -128,7 +128,7 @@ impl Shared {
     }
 
     /// How many of these bytes come through.
-    fn passed(&self, bytes: usize, whose: From) -> usize {
+    fn passed(&self, bytes: usize, whose: Side) -> usize {
         let mut left = self.left.lock().unwrap();
         let Some((remaining, _, how)) = left.filter(|left| left.1 == whose) else { return bytes };
         if remaining >= bytes as u64 {

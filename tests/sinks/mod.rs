@@ -331,7 +331,7 @@ async fn cuts_of(cable: &Cable, place: impl Place) {
         if round % 2 == 0 {
             cable.break_after(rng.random_range(0..place.says()), how);
         } else {
-            // Most of what is said to a server are the rows and messages of some batches.
+            // Within some five batches, of rows or messages of 400 bytes.
             cable.break_after_asked(rng.random_range(0..5 * 400 * batch), how);
         }
         until("the wire to break", || async { cable.is_broken().then_some(()) }).await;
