@@ -1,6 +1,6 @@
 //! What is delivered leaves the journal, what is owed stays however long, and what was delivered can be had again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -140,6 +140,12 @@ async fn what_an_output_has_had_is_sent_again_with_the_same_ids_beside_what_is_n
     })
     .await;
     let before = accepted(&shop);
+    // What it has accepted is delivered when the lane has read so.
+    let ids: BTreeSet<String> = before.iter().map(|e| e["id"].to_string()).collect();
+    until("the lane to know it", || async {
+        (process.status().await?["outputs"][0]["delivered"] == json!(ids.len())).then_some(())
+    })
+    .await;
     let number = |e: &Value| e["block"].as_str().and_then(|b| b.parse::<u64>().ok()).unwrap();
     // Of what was taken back, the taking back alone.
     let retracted: Vec<&Value> = before.iter().filter(|e| e["op"] == "retract").map(|e| &e["emission"]).collect();
@@ -176,7 +182,7 @@ async fn what_an_output_has_had_is_sent_again_with_the_same_ids_beside_what_is_n
         let mut again: Vec<Value> = now[before.len()..].to_vec();
         again.retain(|e| known.contains_key(&e["id"].to_string()));
         // The crash may repeat one.
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         again.retain(|e| seen.insert(e["id"].to_string()));
         (again.len() >= wanted.len()).then_some(again)
     })

@@ -26,7 +26,7 @@ mod track;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::journal::{Journal, TrackInfo};
@@ -71,6 +71,7 @@ pub struct Lane {
     backlog: watch::Receiver<Backlog>,
     resume: mpsc::Sender<()>,
     redo: Arc<Notify>,
+    note: mpsc::Sender<oneshot::Sender<()>>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -96,12 +97,13 @@ impl Lane {
         }));
         let (counted, backlog) = watch::channel(Backlog::default());
         let (resume, resumed) = mpsc::channel(1);
+        let (note, noting) = mpsc::channel(1);
         let (stop, stopped) = watch::channel(false);
         let output = settings.output.clone();
         let task = task::Task::new(settings, sink, journal, routed, status.clone(), counted);
         let redo = Arc::<Notify>::default();
-        let task = tokio::spawn(task.run(resumed, redo.clone(), stopped));
-        Self { output, status, backlog, resume, redo, stop, task }
+        let task = tokio::spawn(task.run(resumed, redo.clone(), noting, stopped));
+        Self { output, status, backlog, resume, redo, note, stop, task }
     }
 
     pub fn status(&self) -> OutputStatus {
@@ -122,6 +124,13 @@ impl Lane {
     /// To be told that dead letters were put back; what waits for a person goes on waiting.
     pub fn redo(&self) -> Arc<Notify> {
         self.redo.clone()
+    }
+
+    /// Ends when the journal has all that is settled by now, which it learns a little later otherwise. False where it
+    /// cannot be written, or the lane ends.
+    pub fn noted(&self) -> impl Future<Output = bool> + use<> {
+        let (note, (tell, told)) = (self.note.clone(), oneshot::channel());
+        async move { note.send(tell).await.is_ok() && told.await.is_ok() }
     }
 
     /// Lets what is under way end, writes the positions, and ends.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::FutureExt;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -55,6 +55,8 @@ pub struct Task {
     counting: JoinSet<Result<Counted, JournalError>>,
     /// To be written, in this order, in one transaction with the positions.
     pending: Vec<LaneWrite>,
+    /// Who waits for what is settled by now to be written.
+    noting: Vec<oneshot::Sender<()>>,
     flush_at: Instant,
     pub(super) count_at: Instant,
     /// After a failed read of the journal: when to read again.
@@ -130,6 +132,7 @@ impl Task {
             flushing: JoinSet::new(),
             counting: JoinSet::new(),
             pending: Vec::new(),
+            noting: Vec::new(),
             flush_at: Instant::now(),
             count_at: Instant::now(),
             read_at: None,
@@ -147,7 +150,13 @@ impl Task {
         }
     }
 
-    pub async fn run(mut self, mut resume: mpsc::Receiver<()>, redo: Arc<Notify>, mut stop: watch::Receiver<bool>) {
+    pub async fn run(
+        mut self,
+        mut resume: mpsc::Receiver<()>,
+        redo: Arc<Notify>,
+        mut note: mpsc::Receiver<oneshot::Sender<()>>,
+        mut stop: watch::Receiver<bool>,
+    ) {
         let mut tail = self.journal.tail();
         loop {
             if !self.stopping {
@@ -185,6 +194,10 @@ impl Task {
                 Ok(()) = self.routed.changed(), if !self.stopping => self.routes_changed = true,
                 Some(()) = resume.recv() => self.resume(),
                 () = redo.notified() => self.redo_changed = true,
+                Some(tell) = note.recv() => {
+                    self.noting.push(tell);
+                    self.flush_at = Instant::now();
+                }
                 () = async { drop(stop.wait_for(|s| *s).await) }, if !self.stopping => {
                     self.stopping = true;
                     self.opened.abort_all();
@@ -789,8 +802,13 @@ impl Task {
 
     /// Writes down what must last: parked keys and dead letters with the positions that pass them.
     fn flush(&mut self) {
-        if !self.flushing.is_empty() || Instant::now() < self.flush_at || !self.dirty() {
+        if !self.flushing.is_empty() || Instant::now() < self.flush_at {
             return;
+        }
+        let noting = std::mem::take(&mut self.noting);
+        let noted = || noting.into_iter().for_each(|tell| tell.send(()).unwrap_or_default());
+        if !self.dirty() {
+            return noted();
         }
         self.flush_at = Instant::now() + FLUSH_EVERY;
         let mut writes = std::mem::take(&mut self.pending);
@@ -808,7 +826,11 @@ impl Task {
         let journal = self.journal.clone();
         self.flushing.spawn(async move {
             match journal.commit(Write::Lane(writes.clone())).await {
-                Ok(_) => Ok(writes),
+                Ok(_) => {
+                    noted();
+                    Ok(writes)
+                }
+                // Whoever waits is told by the end of it.
                 Err(error) => Err((error, writes)),
             }
         });

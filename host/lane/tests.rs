@@ -390,6 +390,26 @@ async fn nothing_is_lost_or_overtaken_through_failures_reorgs_and_restarts() {
 }
 
 #[tokio::test]
+async fn what_is_settled_is_in_the_journal_when_it_is_asked_for() {
+    let mut house = House::new(1).await;
+    let sink = Arc::new(Fake::new(1, 1));
+    let lane = house.start(&sink, When::Latest);
+    // The first position is written at once; each of the others would have its time.
+    for n in 1..=20 {
+        house.block(&[(0, "a")]).await;
+        until("it is delivered", || lane.status().delivered == n).await;
+        assert!(lane.noted().await);
+        let last = sink.delivered().last().map(|d| d.offset);
+        assert_eq!(house.journal.position(&output(), house.tracks[0]).unwrap(), last);
+    }
+    // Nothing is new; and nobody is left waiting by a lane that has ended.
+    assert!(lane.noted().await);
+    let late = lane.noted();
+    lane.stop().await;
+    assert!(!late.await);
+}
+
+#[tokio::test]
 async fn what_was_due_once_is_owed_though_the_cursor_was_walked_back() {
     let mut house = House::new(1).await;
     let sink = Arc::new(Fake::new(1, 4));

@@ -663,19 +663,18 @@ impl Router {
                 });
                 return;
             }
-            Command::Resend(resend) => {
-                if !self.lanes.contains_key(&resend.output) {
-                    Err(self.no_such_output(&resend.output))
-                } else {
-                    let (journal, told) = (self.journal.clone(), self.resend.clone());
+            Command::Resend(resend) => match self.lanes.get(&resend.output) {
+                Some((lane, _)) => {
+                    let (journal, noted, told) = (self.journal.clone(), lane.noted(), self.resend.clone());
                     tokio::spawn(async move {
                         // Whoever asked may have gone.
-                        answer.send(replay::order(&*journal, resend).await).ok();
+                        answer.send(replay::order(&*journal, noted, resend).await).ok();
                         told.notify_one();
                     });
                     return;
                 }
-            }
+                None => Err(self.no_such_output(&resend.output)),
+            },
             Command::Resume { output } => match self.lanes.get(&output) {
                 Some((lane, _)) => {
                     lane.resume();

@@ -206,6 +206,7 @@ impl Router {
                     leaving: false,
                     probation: 0,
                 };
+                says_running(&plugin.candidate);
                 self.plugins.insert(name.clone(), plugin);
                 self.swap_if_idle(&name);
             }
@@ -226,17 +227,12 @@ impl Router {
         }
         let Some(installed) = plugin.pending.take() else { return };
         let Installed { candidate, consumers, instead_of } = *installed;
-        let fresh = plugin.consumers.is_empty();
         let changed = plugin.candidate.digest != candidate.digest;
         if changed {
             // What did not work either is nothing to go back to.
             let well = plugin.consumers.values().all(|c| !c.faulted && c.stuck.is_none());
             plugin.probation = if well && instead_of.is_none() { PROBATION_STEPS } else { 0 };
-        }
-        if fresh || changed {
-            let m = &candidate.manifest;
-            tracing::info!(plugin = %name, version = m.version, digest = %candidate.digest, "running");
-            telemetry::plugin_reloads(name.as_str(), ReloadOutcome::Loaded).increment(1);
+            says_running(&candidate);
         }
         plugin.candidate = candidate;
         if let Some((bad, why)) = instead_of {
@@ -385,4 +381,9 @@ impl Router {
             }
         }
     }
+}
+
+fn says_running(Candidate { manifest, digest, .. }: &Candidate) {
+    tracing::info!(plugin = %manifest.name, version = manifest.version, %digest, "running");
+    telemetry::plugin_reloads(manifest.name.as_str(), ReloadOutcome::Loaded).increment(1);
 }

@@ -31,14 +31,18 @@ pub async fn run(journal: Arc<dyn Journal>, told: Arc<Notify>, lanes: Vec<Arc<No
     }
 }
 
-/// Takes an order, for each chain of the stream.
-pub async fn order(journal: &dyn Journal, resend: Resend) -> Answer {
+/// Takes an order, for each chain of the stream. `noted` is the lane's: what the output has had a moment ago is sent
+/// again too.
+pub async fn order(journal: &dyn Journal, noted: impl Future<Output = bool>, resend: Resend) -> Answer {
     let Resend { stream, chain, output, blocks, pace } = resend;
     let tracks = journal.tracks().map_err(|e| e.to_string())?;
     let tracks: Vec<_> = tracks.iter().filter(|t| t.stream == stream && chain.is_none_or(|c| c == t.chain)).collect();
     if tracks.is_empty() {
         let on = chain.map_or(String::new(), |chain| format!(" on {chain}"));
         return Err(format!("the journal has no stream '{stream}'{on}; GET /streams lists what it has"));
+    }
+    if !noted.await {
+        return Err(format!("the journal cannot note what {output} has had: the log says why; then order it again"));
     }
     let mut count = 0;
     for track in tracks {
