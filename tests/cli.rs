@@ -4,6 +4,8 @@ use std::io::{BufRead, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use crate::harness::free_port;
+
 /// The binary under test, in a folder of its own, with nothing of the caller's configuration.
 fn chainweir(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_chainweir"));
@@ -29,11 +31,6 @@ fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(&path, text).unwrap();
     path
-}
-
-/// A port that nobody listens on: it was ours a moment ago.
-fn closed_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 #[test]
@@ -233,7 +230,7 @@ fn explain_prints_every_key() {
 #[test]
 fn where_nothing_runs_commands_say_so_and_how_to_start() {
     let dir = folder();
-    let url = format!("http://127.0.0.1:{}", closed_port());
+    let url = format!("http://127.0.0.1:{}", free_port());
     for args in [
         &["status"][..],
         &["status", "--json"],
@@ -255,7 +252,7 @@ fn where_nothing_runs_commands_say_so_and_how_to_start() {
 #[test]
 fn the_address_comes_from_the_configuration() {
     let dir = folder();
-    let port = closed_port();
+    let port = free_port();
     let listen = format!("[chain.a]\nrpc = \"ws://a\"\n[http]\nlisten = \"0.0.0.0:{port}\"\n");
     write(dir.path(), "other.toml", &listen);
     let (code, _, err) = run(dir.path(), &["status", "--config", "other.toml"]);

@@ -41,7 +41,7 @@ impl Destinations {
     async fn start() -> Self {
         let holds: Holds = Arc::new(Mutex::new(vec![BTreeSet::new(); ALL]));
         let well = Arc::new(Mutex::new(false));
-        let port = Self::listen(0, &holds, &well).await;
+        let port = Self::listen(crate::harness::free_port(), &holds, &well).await;
         let absent = crate::harness::free_port();
         Self { holds, well, port, absent }
     }

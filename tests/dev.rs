@@ -88,6 +88,18 @@ impl Dev {
         self.until(&self.err, from, words, |line| line.contains(words)).await
     }
 
+    /// Lines that were printed, when no more come: of two streams, one may be read a little later.
+    async fn said_all(&self) -> usize {
+        let mut len = 0;
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let now = self.out.lock().expect("sound").len();
+            if now == std::mem::replace(&mut len, now) {
+                return now;
+            }
+        }
+    }
+
     /// Ctrl-C; it ends in order.
     fn interrupt(mut self) {
         let sent = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
@@ -142,8 +154,8 @@ fn edit(dir: &Path, from: &str, to: &str) {
 async fn a_plugin_is_edited_while_it_runs_and_the_change_is_seen() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let dir = folder.path();
-    // 56 s of blocks: an edit in the middle is built and swapped in long before the end.
-    let port = quickstart(dir, "6", "whale_while_it_runs");
+    // 168 s of blocks: an edit in the middle is built and swapped in long before the end, though other tests build too.
+    let port = quickstart(dir, "2", "whale_while_it_runs");
     let dev = Dev::start(dir);
     dev.says(0, "running; streams are at http://127.0.0.1").await;
     dev.says(0, "loaded whale 0.1.0").await;
@@ -183,12 +195,13 @@ async fn a_change_after_the_recording_has_ended_is_seen_as_well() {
     quickstart(dir, "\"as-fast-as-possible\"", "whale_after_the_end");
     let dev = Dev::start(dir);
     let ended = dev.says(0, "the recording has ended").await;
-    let seen = dev.out.lock().expect("sound").len();
+    let seen = dev.said_all().await;
     edit(dir, "count: u64,", "nth: u64,");
     edit(dir, "value: t.value, count }", "value: t.value, nth: count }");
     let again = dev.says(ended, "playing the recording again").await;
     dev.says(again, "the recording has ended").await;
     dev.until(&dev.out, seen, "the changed output", |line| line.contains(r#""nth":"#)).await;
+    dev.said_all().await;
     // The other edit may have been built alone first, which does not build: nothing was played then.
     let all = dev.out.lock().expect("sound");
     let (old, new) = all.split_at(seen);

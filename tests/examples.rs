@@ -14,7 +14,7 @@ use crate::harness::anvil::Anvil;
 use crate::harness::chain::{Chain, Town, Transfer};
 use crate::harness::postgres::Postgres;
 use crate::harness::process::Process;
-use crate::harness::{guests, until};
+use crate::harness::{free_port, guests, until};
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo=";
 const SHOP: &str = "0x14dc79964da2c08b23698b3d3cc7ca32193d9955";
@@ -35,11 +35,6 @@ async fn nodejs_receiver_keeps_a_right_ledger() {
 #[tokio::test]
 async fn python_receiver_keeps_a_right_ledger() {
     told_everything("python3", &["receiver.py", "0"], None).await;
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener.local_addr().expect("bound").port()
 }
 
 struct Receiver {

@@ -20,6 +20,7 @@ use crate::harness::belt::seed;
 use crate::harness::chain::{Chain, TRANSFER, Town, Transfer};
 use crate::harness::fault_proxy::{Fault, FaultProxy};
 use crate::harness::process::folder;
+use crate::harness::until;
 
 /// Deeper than any reorg here.
 const FINAL: u64 = 30;
@@ -285,7 +286,7 @@ async fn of_two_providers_one_always_wrong_nothing_wrong_comes_out_and_the_other
     }
     let folder = folder(&["erc20-transfers"]);
     let running = run(folder.path(), &chains).await;
-    let mut heard = Heard::default();
+    let (mut heard, mut said) = (Heard::default(), BTreeSet::new());
     for round in 0..rounds(12).min(100) {
         for chain in &chains {
             chain.proxies[0].misbehave(chain.fault, chain.chance, seed.wrapping_add(round) ^ chain.id);
@@ -296,15 +297,20 @@ async fn of_two_providers_one_always_wrong_nothing_wrong_comes_out_and_the_other
         assert!(late.is_empty(), "round {round}: {}", trouble(&running, &late));
         let wrong = heard.wrong(&world.ever, &BTreeSet::new());
         assert!(wrong.is_empty(), "round {round}: {wrong:?}");
+        for chain in &running.handle.status.borrow().chains {
+            let liar = &chain.providers[0];
+            if liar.why.as_ref().is_some_and(|why| why.contains("false answer")) {
+                assert_eq!(liar.state, "aside", "{}: {liar:?}", chain.name);
+                said.insert(chain.name.clone());
+            }
+        }
     }
-    // What was proven false is counted, and said.
+    // What was proven false is counted, and was said: by now it may be aside for another reason, or asked again.
     let status = running.handle.status.borrow().clone();
     for chain in status.chains.iter().filter(|c| c.name.starts_with("liein") || c.name.starts_with("leaveone")) {
         let liar = &chain.providers[0];
         assert!(liar.false_answers > 0, "{}: {liar:?}", chain.name);
-        // On a slow machine its time is over, and it has not been asked again.
-        let said = liar.why.as_ref().is_some_and(|why| why.contains("false answer"));
-        assert!(said == (liar.state == "aside"), "{liar:?}");
+        assert!(said.contains(&chain.name), "{}: {liar:?}", chain.name);
         assert_eq!(chain.providers[1].false_answers, 0, "{}: {:?}", chain.name, chain.providers[1]);
     }
     running.stop().await.expect("it stops in order");
@@ -367,7 +373,8 @@ async fn a_backfill_through_any_fault_gives_the_chains_logs_or_says_that_it_cann
             // It begins well, or not.
             proxy.behave();
             let url = if seed.is_multiple_of(2) { proxy.ws() } else { proxy.http() };
-            let source = rpc::Rpc::open(open(&url, "receipts")).await.expect("it answers");
+            let source = || async { rpc::Rpc::open(open(&url, "receipts")).await.ok() };
+            let source = until("it to answer in time", source).await;
             let from = 1 + seed % 30;
             let to = from + 8;
             proxy.misbehave(*fault, 0.1, seed);

@@ -120,7 +120,13 @@ async fn a_full_backlog_pauses_what_feeds_it(seed: u64, mut away: Away) {
     for _ in 0..3 {
         town.block(&chain, 4).await;
     }
-    let stopped_at = until("it to pause", || async { paused(&process.status().await?) }).await;
+    // What was under way when it paused ends yet.
+    let stopped_at = until("it to pause", || async {
+        let at = paused(&process.status().await?)?;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        (paused(&process.status().await?)? == at).then_some(at)
+    })
+    .await;
     let (ok, said) = process.cli(&["status"]);
     assert!(ok && said.contains("output 'away'"), "{said}");
 

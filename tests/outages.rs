@@ -13,7 +13,7 @@ use crate::harness::chain::{Chain, Town, Transfer};
 use crate::harness::fake_node::{FakeNode, Reply};
 use crate::harness::process::{Ledger, Process, folder};
 use crate::harness::receiver::{Answer, Receiver};
-use crate::harness::{free_port, until};
+use crate::harness::{free_port, ndjson, until};
 
 fn chain_config(rpc: &str) -> String {
     format!("[chain.local]\nrpc = \"{rpc}\"\npoll_ms = 50\nstart = 0\nfinality = {{ depth = 12 }}\n")
@@ -117,9 +117,7 @@ async fn a_provider_that_refuses_and_stumbles_loses_nothing() {
     // What the node itself holds is what came out.
     let expected = node.logs_held();
     until("every log once", || async {
-        let text = std::fs::read_to_string(folder.path().join("all.ndjson")).unwrap_or_default();
-        let events: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).expect("NDJSON")).collect();
-        let ledger = Ledger::of(&events);
+        let ledger = Ledger::of(&ndjson(&folder.path().join("all.ndjson")));
         assert_eq!(ledger.repeats, 0);
         let mut found: BTreeMap<String, usize> = BTreeMap::new();
         for event in ledger.net() {
@@ -204,9 +202,7 @@ async fn a_provider_that_goes_away_in_a_backfill_is_read_on_when_it_is_back() {
         at_head(&process, &chain).await;
         let truth = chain.transfers(0..=chain.head().await).await;
         until("every transfer once", || async {
-            let text = std::fs::read_to_string(folder.path().join("all.ndjson")).unwrap_or_default();
-            let events: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).expect("NDJSON")).collect();
-            let ledger = Ledger::of(&events);
+            let ledger = Ledger::of(&ndjson(&folder.path().join("all.ndjson")));
             assert_eq!(ledger.repeats, 0);
             (ledger.transfers() == truth).then_some(())
         })

@@ -10,7 +10,7 @@ use crate::harness::anvil::Anvil;
 use crate::harness::builds::{hostile, put};
 use crate::harness::chain::{Chain, ether};
 use crate::harness::process::{Process, folder};
-use crate::harness::{guests, until};
+use crate::harness::{guests, ndjson, until};
 
 fn config(rpc: &str, party: Address) -> String {
     format!(
@@ -45,11 +45,6 @@ to = ["later"]
 when = {{ confirmations = 1 }}
 "#
     )
-}
-
-fn lines(path: std::path::PathBuf) -> Vec<Value> {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    text.lines().map(|line| serde_json::from_str(line).expect("a line of NDJSON")).collect()
 }
 
 async fn both_at(process: &Process, chain: &Chain) {
@@ -113,11 +108,13 @@ async fn a_transaction_is_told_before_it_is_in_a_block_and_marked_as_no_promise(
         })
         .await;
         assert_eq!(feed().await.len(), before);
-        until("what leaves at once", || async { (lines(dir.path().join("now.ndjson")).len() == before).then_some(()) })
-            .await;
+        until("what leaves at once", || async {
+            (ndjson(&dir.path().join("now.ndjson")).len() == before).then_some(())
+        })
+        .await;
         chain.mine(2).await;
         both_at(&process, &chain).await;
-        assert_eq!(lines(dir.path().join("later.ndjson")), Vec::<Value>::new(), "nothing of it is ever confirmed");
+        assert_eq!(ndjson(&dir.path().join("later.ndjson")), Vec::<Value>::new(), "nothing of it is ever confirmed");
         let table = rusqlite::Connection::open(dir.path().join("table.db")).unwrap();
         let mut tables = table.prepare("SELECT name FROM sqlite_master WHERE type = 'table'").unwrap();
         let names: Vec<String> = tables.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();

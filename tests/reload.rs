@@ -12,8 +12,8 @@ use serde_json::Value;
 use crate::harness::anvil::Anvil;
 use crate::harness::builds::{digest, hostile, other_world, put, variant};
 use crate::harness::chain::{Chain, Town, ether};
-use crate::harness::guests;
 use crate::harness::process::{Ledger, Process};
+use crate::harness::{guests, ndjson, until};
 
 const MIB: u64 = 1 << 20;
 /// Compiled code of a plugin is some 0.5 MiB: a leak of it in 200 reloads is above this.
@@ -293,13 +293,11 @@ to = ["log"]
     let feed = process.feed("erc20-transfers.transfers").await;
     let ledger = Ledger::of(&feed);
     assert_eq!((ledger.transfers(), ledger.repeats), (truth.clone(), 0));
-    let lines = || std::fs::read_to_string(folder.path().join("events.ndjson")).expect("the output's file");
-    let began = Instant::now();
-    while lines().lines().count() < feed.len() {
-        assert!(began.elapsed() < Duration::from_secs(30), "{} of {} lines", lines().lines().count(), feed.len());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let lines: Vec<Value> = lines().lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let lines = until("all of it to be in the file", || async {
+        let lines = ndjson(&folder.path().join("events.ndjson"));
+        (lines.len() >= feed.len()).then_some(lines)
+    })
+    .await;
     let ledger = Ledger::of(&lines);
     assert_eq!((ledger.transfers(), ledger.repeats), (truth, 0));
     counted(&process, &chain, "counter.one").await;

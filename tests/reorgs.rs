@@ -10,7 +10,7 @@ use crate::harness::anvil::Anvil;
 use crate::harness::belt::{Belt, Via, seed, times};
 use crate::harness::chain::{Chain, Town, ether};
 use crate::harness::process::{Ledger, Process, folder};
-use crate::harness::{guests, until};
+use crate::harness::{guests, ndjson, until};
 
 async fn through_reorgs(via: Via, tags: bool) {
     let Some(mut belt) = Belt::new(seed(), via).await else { return };
@@ -227,10 +227,7 @@ to = ["coins"]
         chain.mine(1).await;
         at_head("native-transfers", 2).await;
         at_head("erc20-transfers", 2).await;
-        let lines = |file: &str| -> Vec<Value> {
-            let text = std::fs::read_to_string(folder.path().join(file)).unwrap_or_default();
-            text.lines().map(|line| serde_json::from_str(line).expect("a line of NDJSON")).collect()
-        };
+        let lines = |file: &str| ndjson(&folder.path().join(file));
         let tokens = chain.transfers(early..=chain.head().await).await;
         let coins = ether_moved(&chain, live).await;
         assert!(!tokens.is_empty() && !coins.is_empty());

@@ -591,6 +591,11 @@ impl Matched {
         &self.records[self.block_record.clone()]
     }
 
+    /// Events in it, whoever gets them.
+    pub fn size(&self) -> usize {
+        self.events.len()
+    }
+
     pub fn wants_block(&self, subscriber: SubscriberId) -> bool {
         self.block_subscribers.binary_search(&subscriber).is_ok()
     }

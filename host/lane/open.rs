@@ -117,6 +117,9 @@ impl Task {
                     Ok(notes) => {
                         let (now, resumed) = (opening.routed.clone(), opening.resumed);
                         if let Some(notes) = notes {
+                            if !self.answered && notes.parked.iter().any(|(at, _)| at.retry_at_ms.is_some()) {
+                                self.trial_at = Some(Instant::now());
+                            }
                             let mut track = TrackLane::new(now.clone(), notes.position, notes.parked, notes.redo);
                             if resumed {
                                 track.wake_parked(true);

@@ -74,6 +74,10 @@ pub struct Task {
     /// While the destination is down: probes that failed, and when the next one may go.
     probes: u32,
     probe_at: Option<Instant>,
+    /// It has taken something, or refused it, in this life.
+    pub(super) answered: bool,
+    /// Until it has, it may have been down when something was parked, and be back: when a parked key is tried out of its turn.
+    pub(super) trial_at: Option<Instant>,
     routes_changed: bool,
     /// Dead letters may have been put back.
     redo_changed: bool,
@@ -86,7 +90,9 @@ enum From {
     Window,
     /// Several of the window in one call.
     Batch,
-    Parked,
+    Parked {
+        trial: bool,
+    },
     Redo,
 }
 
@@ -144,6 +150,8 @@ impl Task {
             disabled: false,
             probes: 0,
             probe_at: None,
+            answered: false,
+            trial_at: None,
             routes_changed: true,
             redo_changed: false,
             stopping: false,
@@ -249,7 +257,10 @@ impl Task {
                 wake = wake.min(now + Duration::from_millis(gap));
             }
         }
-        wake
+        match self.trial_at {
+            Some(at) if !self.is_down() && self.parked_calls < self.most_parked() => wake.min(at),
+            _ => wake,
+        }
     }
 
     /// New entries or new marks: what was too early may be due.
@@ -443,20 +454,25 @@ impl Task {
             if others && self.parked_last {
                 return;
             }
-            let until = if self.is_down() && !others { u64::MAX } else { now_ms() };
+            let trial = !self.is_down() && self.trial_at.is_some_and(|at| at <= Instant::now());
+            let until = if trial || self.is_down() && !others { u64::MAX } else { now_ms() };
             let first = self.in_turn().into_iter().filter_map(|id| {
                 let (at, key) = self.tracks.get(&id)?.first_parked()?;
                 Some((at, id, key.to_owned()))
             });
-            let Some((_, id, key)) = first.filter(|f| f.0 <= until).min_by_key(|f| f.0) else { return };
-            if !self.retry_one(id, &key).await {
+            let Some((at, id, key)) = first.filter(|f| f.0 <= until).min_by_key(|f| f.0) else {
+                // Nothing is parked any more, or it is under way.
+                self.trial_at = self.trial_at.filter(|_| !trial);
+                return;
+            };
+            if !self.retry_one(id, &key, trial && at > now_ms()).await {
                 return;
             }
         }
     }
 
     /// False where nothing came of it, so that the next turn tries again.
-    async fn retry_one(&mut self, id: TrackId, key: &str) -> bool {
+    async fn retry_one(&mut self, id: TrackId, key: &str, trial: bool) -> bool {
         let Some(offset) = self.tracks.get(&id).and_then(|t| t.parked.get(key)).map(|p| p.at.next) else {
             return false;
         };
@@ -474,7 +490,9 @@ impl Task {
                 }
                 let delivery = delivery_of(&self.settings.output, &track.routed.track.stream.clone(), entry);
                 self.parked_last = true;
-                self.call(id, From::Parked, key.to_owned(), vec![delivery]);
+                // Until it is judged there is no other.
+                self.trial_at = self.trial_at.filter(|_| !trial);
+                self.call(id, From::Parked { trial }, key.to_owned(), vec![delivery]);
                 true
             }
             // More was left to it than is remembered.
@@ -562,7 +580,7 @@ impl Task {
         track.busy.insert(busy);
         let routed = track.routed.clone();
         let (sink, name) = (self.sink.clone(), self.track_name(&routed));
-        self.parked_calls += usize::from(from == From::Parked);
+        self.parked_calls += usize::from(matches!(from, From::Parked { .. }));
         self.calls.spawn(async move {
             let call = AssertUnwindSafe(sink.deliver(&name, &batch)).catch_unwind();
             let (mut outcomes, silent) = match tokio::time::timeout(CALL_LIMIT, call).await {
@@ -580,7 +598,7 @@ impl Task {
 
     fn judge(&mut self, done: Done) {
         let (id, from) = (done.track, done.from);
-        self.parked_calls -= usize::from(from == From::Parked);
+        self.parked_calls -= usize::from(matches!(from, From::Parked { .. }));
         if let Some(track) = self.tracks.get_mut(&id) {
             track.busy.remove(if from == From::Batch { "" } else { done.batch[0].emission.lane_key.as_str() });
         }
@@ -596,14 +614,14 @@ impl Task {
             match outcome {
                 Outcome::Delivered => {
                     delivered.1 += 1;
-                    self.is_up(id);
+                    self.is_up(id, from);
                     self.delivered();
                     self.settle(id, from, &delivery);
                 }
                 Outcome::Refused { why } => {
                     refused.1 += 1;
                     // It answered: it is not down.
-                    self.is_up(id);
+                    self.is_up(id, from);
                     held = self.refused(id, from, &delivery, why);
                 }
                 Outcome::Retry { why, after } => {
@@ -666,14 +684,15 @@ impl Task {
         self.show("failing", Some(why.to_owned()));
     }
 
-    fn is_up(&mut self, id: TrackId) {
+    fn is_up(&mut self, id: TrackId, from: From) {
         if let Some(track) = self.tracks.get_mut(&id) {
             track.failures = 0;
         }
-        if self.failures_in_a_row == 0 {
+        (self.answered, self.trial_at) = (true, None);
+        let was_down = self.is_down() || from == From::Parked { trial: true };
+        if self.failures_in_a_row == 0 && !was_down {
             return;
         }
-        let was_down = self.is_down();
         (self.down_since, self.disabled) = (None, false);
         self.failures_in_a_row = 0;
         self.probes = 0;
@@ -700,7 +719,7 @@ impl Task {
         (self.down_since, self.disabled) = (None, false);
         self.failures_in_a_row = 0;
         self.probes = 0;
-        self.probe_at = None;
+        (self.probe_at, self.trial_at) = (None, None);
         self.tracks.values_mut().for_each(|t| t.wake_parked(true));
         for opening in self.opening.values_mut() {
             (opening.at, opening.resumed) = (Instant::now(), true);
@@ -713,7 +732,7 @@ impl Task {
         let key = &delivery.emission.lane_key;
         match from {
             From::Window | From::Batch => track.settle(delivery.offset),
-            From::Parked => {
+            From::Parked { .. } => {
                 if !track.next_of_parked(key) {
                     self.unpark(id, key);
                 }
@@ -765,7 +784,7 @@ impl Task {
 
     fn attempts_so_far(&self, id: TrackId, from: From, delivery: &Delivery) -> u32 {
         let parked = || self.tracks.get(&id)?.parked.get(&delivery.emission.lane_key);
-        if from == From::Parked { parked().map_or(0, |p| p.at.attempts) } else { 0 }
+        if matches!(from, From::Parked { .. }) { parked().map_or(0, |p| p.at.attempts) } else { 0 }
     }
 
     fn failed(&mut self, id: TrackId, from: From, delivery: &Delivery, why: String, wish: Option<Duration>) {
@@ -776,6 +795,12 @@ impl Task {
                 Some(track) => track.redo_later(delivery.offset),
                 None => self.dead_letter(id, from, delivery, 1, why),
             }
+            return;
+        }
+        if from == (From::Parked { trial: true }) {
+            // It has its turn as before.
+            let at = Instant::now() + probe_after(self.failures_in_a_row, wish, rand::random());
+            self.trial_at = Some(at).filter(|_| !self.answered);
             return;
         }
         let attempts = self.attempts_so_far(id, from, delivery) + u32::from(!down);

@@ -215,6 +215,20 @@ impl House {
         self.journal.commit(Write::Undo { consumer: self.consumer, from, to }).await.unwrap();
     }
 
+    /// As a life before left it: the first entry of each key has failed once, and all is passed.
+    async fn left_parked(&self, keys: &[&str], retry_at_ms: Option<u64>) {
+        let (_, entries) = self.journal.entries(self.tracks[0], 0, 1_000, None).unwrap();
+        let parked = keys.iter().map(|key| {
+            let next = entries.iter().find(|entry| entry.lane_key == *key).unwrap().offset;
+            let (lane_key, why) = ((*key).to_owned(), "503".into());
+            let parked = crate::journal::Parked { lane_key, next, attempts: 1, retry_at_ms, why };
+            LaneWrite::Park { output: output(), track: self.tracks[0], parked }
+        });
+        let position = entries.last().unwrap().offset;
+        let all = LaneWrite::Position { output: output(), track: self.tracks[0], position };
+        self.journal.commit(Write::Lane(parked.chain([all]).collect())).await.unwrap();
+    }
+
     fn routes(&self, when: When) -> Arc<Vec<Routed>> {
         let routed = self.journal.tracks().unwrap().into_iter().map(|track| Routed { track, when });
         Arc::new(routed.collect())
@@ -238,6 +252,10 @@ impl House {
         std::mem::forget(send);
         Lane::start(settings, sink.clone(), self.journal.clone(), routed)
     }
+}
+
+fn in_an_hour() -> u64 {
+    std::time::UNIX_EPOCH.elapsed().unwrap().as_millis() as u64 + 3_600_000
 }
 
 fn output() -> OutputName {
@@ -700,21 +718,8 @@ async fn what_other_plugins_write_is_not_read_for() {
 async fn a_start_says_so_until_it_is_known_what_waits_and_resume_is_for_that_too() {
     let mut house = House::new(1).await;
     house.block(&[(0, "a"), (0, "b")]).await;
-    // Before a restart, one has failed and is due in an hour.
-    let hour = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis() as u64 + 3_600_000;
-    let (output, track) = (output(), house.tracks[0]);
-    let parked = crate::journal::Parked {
-        lane_key: "a".into(),
-        next: 1,
-        attempts: 1,
-        retry_at_ms: Some(hour),
-        why: "503".into(),
-    };
-    let writes = vec![
-        LaneWrite::Park { output: output.clone(), track, parked },
-        LaneWrite::Position { output, track, position: 2 },
-    ];
-    house.journal.commit(Write::Lane(writes)).await.unwrap();
+    // Before a restart, one was refused and waits for a person.
+    house.left_parked(&["a"], None).await;
     let start = || {
         let mut sink = Fake::new(1, 4);
         sink.held = Some(Notify::new());
@@ -742,6 +747,47 @@ async fn a_start_says_so_until_it_is_known_what_waits_and_resume_is_for_that_too
     until("none is parked", || lane.status().parked == 0).await;
     assert_eq!(lane.status().state, "ok");
     lane.stop().await;
+}
+
+/// Somebody mends the destination and starts all anew, or it comes back a little later.
+#[tokio::test]
+async fn a_destination_that_is_back_after_a_restart_does_not_wait_for_the_schedule() {
+    let mut house = House::new(1).await;
+    house.block(&[(0, "a"), (0, "b"), (0, "c")]).await;
+    house.left_parked(&["a", "b", "c"], Some(in_an_hour())).await;
+    let sink = Arc::new(Fake::new(1, 4));
+    let down = Arc::new(AtomicUsize::new(2));
+    let left = down.clone();
+    sink.answer(move |_, _| {
+        let fails = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        if fails { retry() } else { Some(Outcome::Delivered) }
+    });
+    let lane = house.start(&sink, When::Latest);
+    until("all is delivered", || sink.delivered().len() == 3).await;
+    let heard: Vec<_> = sink.heard().into_iter().map(|h| h.1.emission.lane_key.clone()).collect();
+    assert_eq!((heard.len(), &heard[0], &heard[1]), (5, &heard[2], &heard[2]), "one alone until it is taken");
+    until("none is parked", || house.journal.parked(&output(), house.tracks[0]).unwrap().is_empty()).await;
+    lane.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_that_fails_alone_loses_no_attempt_by_restarts() {
+    let mut house = House::new(1).await;
+    house.block(&[(0, "a")]).await;
+    let at = in_an_hour();
+    house.left_parked(&["a"], Some(at)).await;
+    let sink = Arc::new(Fake::new(1, 4));
+    sink.answer(|d, _| if d.emission.lane_key == "a" { retry() } else { Some(Outcome::Delivered) });
+    for restart in 1..=5 {
+        let before = sink.heard().len();
+        let lane = house.start(&sink, When::Latest);
+        until("it is tried", || sink.heard().len() > before).await;
+        house.block(&[(0, "b")]).await;
+        until("the others are not held up", || sink.delivered().len() == restart).await;
+        lane.stop().await;
+    }
+    let parked = house.journal.parked(&output(), house.tracks[0]).unwrap();
+    assert_eq!((parked[0].attempts, parked[0].retry_at_ms), (1, Some(at)));
 }
 
 #[tokio::test]

@@ -26,7 +26,7 @@ use crate::telemetry;
 const FAULT_RETRY_S: [u64; 6] = [1, 2, 5, 10, 30, 60];
 /// After a read that failed.
 const AGAIN_RETRY_MS: [u64; 5] = [50, 200, 1_000, 2_000, 5_000];
-/// While the disk is full.
+/// While the disk is full. It counts as full until something was written.
 pub const FULL_RETRY: Duration = Duration::from_secs(2);
 
 pub struct Consumer {
@@ -110,14 +110,19 @@ impl Router {
         if self.stopping || self.fatal.is_some() || self.edits.hold() {
             return;
         }
-        if let Some((since, _)) = &self.full {
-            if since.elapsed() < FULL_RETRY {
-                return;
-            }
-            self.full = None;
+        if self.full.as_ref().is_some_and(|(since, _)| since.elapsed() < FULL_RETRY) {
+            return;
         }
         if self.plugins.get(plugin).is_some_and(|p| p.pending.is_none() && !p.leaving) {
             self.dispatch(plugin, chain);
+        }
+    }
+
+    /// Whoever found the disk full is gone, and nobody else has something to write.
+    pub(super) fn forget_full(&mut self) {
+        let busy = || self.plugins.values().flat_map(|plugin| plugin.consumers.values()).any(|consumer| consumer.busy);
+        if self.full.as_ref().is_some_and(|(since, _)| since.elapsed() > 2 * FULL_RETRY) && !busy() {
+            self.full = None;
         }
     }
 
@@ -267,6 +272,9 @@ impl Router {
                     consumer.begun = true;
                 }
                 if let Some(cursor) = done.cursor {
+                    if self.full.take().is_some() {
+                        tracing::info!("there is room again: what waited is taken in");
+                    }
                     if consumer.place.cursor.is_some_and(|before| cursor.number < before.number) {
                         // Walked back, and the journal's mark with it.
                         consumer.place.safe = consumer.place.safe.min(cursor.number);

@@ -740,6 +740,7 @@ impl Router {
 
     fn tick(&mut self) {
         self.unload_gone();
+        self.forget_full();
         if self.sized_at.elapsed() > Duration::from_secs(2) {
             self.sized_at = Instant::now();
             if let Ok(size) = self.journal.size() {

@@ -11,36 +11,43 @@ use tokio::sync::mpsc;
 
 use super::Router;
 use super::follow::News;
-use crate::index::Matched;
+use crate::index::{Matched, SubscriberId};
 use crate::model::Transaction;
 use crate::source::Source;
 use crate::telemetry;
 
 /// Transactions that are matched together.
 const TOGETHER: usize = 256;
-/// So many times that, for one plugin that has no time for them.
-const WAITING: usize = 16;
+/// So many wait for one plugin that has no time for them, however few came at once.
+const WAITING: usize = 16 * TOGETHER;
 
 /// What a consumer has to be shown.
 #[derive(Default)]
-pub struct Told(VecDeque<Arc<Matched>>);
+pub struct Told {
+    waiting: VecDeque<Arc<Matched>>,
+    /// Transactions in them, those of other consumers too: they are held as long.
+    held: usize,
+}
 
 impl Told {
-    fn push(&mut self, matched: Arc<Matched>) {
-        if self.0.len() == WAITING
-            && let Some(oldest) = self.0.pop_front()
+    fn push(&mut self, matched: Arc<Matched>, subscriber: SubscriberId) {
+        self.held += matched.size();
+        self.waiting.push_back(matched);
+        while self.held > WAITING
+            && let Some(oldest) = self.waiting.pop_front()
         {
-            telemetry::pending_dropped(oldest.at.chain).increment(1);
+            self.held -= oldest.size();
+            telemetry::pending_dropped(oldest.at.chain).increment(oldest.events(subscriber).count() as u64);
         }
-        self.0.push_back(matched);
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.waiting.is_empty()
     }
 
     pub fn take(&mut self) -> Vec<Arc<Matched>> {
-        self.0.drain(..).collect()
+        self.held = 0;
+        self.waiting.drain(..).collect()
     }
 }
 
@@ -87,8 +94,62 @@ impl Router {
         };
         for consumer in self.plugins.values_mut().filter_map(|plugin| plugin.consumers.get_mut(name)) {
             if matched.events(consumer.subscriber).next().is_some() {
-                consumer.told.push(matched.clone());
+                consumer.told.push(matched.clone(), consumer.subscriber);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloy_primitives::{Address, B256, Bytes, U256};
+
+    use super::*;
+    use crate::index::Index;
+    use crate::index::watch::Sets;
+    use crate::model::{BlockRef, ChainId, EventKind, Subscription};
+
+    const CHAIN: ChainId = ChainId(1);
+
+    fn transaction(number: u8) -> Transaction {
+        Transaction {
+            index: u32::MAX,
+            hash: B256::repeat_byte(number),
+            from: Address::ZERO,
+            to: None,
+            created: None,
+            value: U256::from(number),
+            input: Bytes::new(),
+            nonce: 0,
+            kind: 2,
+            gas_limit: 21_000,
+            gas_used: None,
+            gas_price: 1,
+            success: None,
+        }
+    }
+
+    #[test]
+    fn as_many_wait_when_they_come_one_by_one_as_when_they_come_together() {
+        let subscriptions = [Subscription::all(EventKind::Pending)];
+        let mut sets = Sets::default();
+        let index = Index::new(CHAIN, [(7, &subscriptions[..])], &mut sets);
+        let at = BlockRef { chain: CHAIN, number: 9, hash: B256::ZERO, parent: B256::ZERO, time: 0 };
+        let matched = |count: usize| {
+            let some: Vec<_> = (0..count).map(|n| transaction(n as u8)).collect();
+            Arc::new(index.match_pending(at, &some, sets.at(CHAIN, 10)))
+        };
+        for together in [1, TOGETHER] {
+            let mut told = Told::default();
+            let pushed = WAITING / together;
+            for n in 0..pushed + 3 {
+                told.push(matched(together), 7);
+                assert_eq!(told.waiting.len(), pushed.min(n + 1));
+            }
+            assert_eq!(told.take().len(), pushed);
+            assert!(told.is_empty());
+            told.push(matched(1), 7);
+            assert_eq!(told.take().len(), 1);
         }
     }
 }

@@ -6,6 +6,7 @@
 //! **Exactly once** by a manifest that is only ever added to. Before an object is written, its entry is made under a name that begins with
 //! the object's first offset, and only if there is no such entry yet: so a range is cut once, whoever cuts it, and after a crash an entry
 //! without its object says what to write again, to the byte. A reader who takes the objects that the manifest names, or lists them, has every delivery once.
+//! In a folder a crash may leave what was to be renamed, `....ndjson#1`: no object, and never looked at again.
 //!
 //! ```text
 //! PREFIX/_manifest/OUTPUT/PLUGIN.STREAM/CHAIN/JOURNAL/00000000000000000001.json   {"object": ..., "first": 1, "last": 500, ...}

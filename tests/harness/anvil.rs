@@ -39,7 +39,7 @@ fn is_elf(path: &std::path::Path) -> bool {
 impl Anvil {
     /// On a free port, with these further arguments.
     pub fn start(arguments: &[&str]) -> Option<Self> {
-        Self::on(0, arguments)
+        Self::on(super::free_port(), arguments)
     }
 
     /// On this port: to start again where one was killed.

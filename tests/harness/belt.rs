@@ -13,7 +13,7 @@ use super::chain::{Chain, Town, Transfer};
 use super::nats::Nats;
 use super::postgres::Postgres;
 use super::process::{Ledger, Process, folder};
-use super::receiver::Receiver;
+use super::receiver::{Received, Receiver};
 use super::until;
 
 pub const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
@@ -161,6 +161,14 @@ when = "finalized"
         self.process.as_ref().expect("it was started")
     }
 
+    /// All that the receiver had. A signature is good for five minutes: each is looked at once, and soon.
+    fn requests(&self) -> Vec<Received> {
+        let received = self.receiver.received();
+        let verified = self.verified.fetch_max(received.len(), Ordering::Relaxed);
+        received.iter().skip(verified).for_each(|r| r.verify(SECRET));
+        received
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) {
         self.process.take().expect("it was started").kill();
@@ -179,6 +187,7 @@ when = "finalized"
         while !killed.is_finished() {
             self.load(1, true).await;
         }
+        self.requests();
     }
 
     /// Killed so many times while it runs; then everything is checked. What the chain has at the end.
@@ -198,6 +207,7 @@ when = "finalized"
             self.town.block(&self.chain, 4).await;
             if reorgs && self.town.below(6) == 0 {
                 self.reorg().await;
+                self.requests();
             }
         }
     }
@@ -237,9 +247,7 @@ when = "finalized"
         until("the plugin's state to be the chain's", || async { (self.totals() == totals(&truth)).then_some(()) })
             .await;
         waited("the webhook", &truth, || async {
-            let received = self.receiver.received();
-            let verified = self.verified.fetch_max(received.len(), Ordering::Relaxed);
-            received.iter().skip(verified).for_each(|r| r.verify(SECRET));
+            let received = self.requests();
             let events: Vec<Value> = received.iter().filter(|r| r.accepted()).map(|r| r.event()).collect();
             Some(Ledger::of(&events).transfers())
         })
@@ -270,8 +278,7 @@ when = "finalized"
     }
 
     pub fn lines(&self, file: &str) -> Vec<Value> {
-        let text = std::fs::read_to_string(self.dir().join(file)).unwrap_or_default();
-        text.lines().map(|line| serde_json::from_str(line).expect("a line of NDJSON")).collect()
+        super::ndjson(&self.dir().join(file))
     }
 
     /// `None` while the table is not there.

@@ -87,7 +87,7 @@ pub struct Receiver {
 impl Receiver {
     /// On a free port of the loopback.
     pub async fn start() -> Self {
-        Self::start_on(0).await
+        Self::start_on(super::free_port()).await
     }
 
     pub async fn start_on(port: u16) -> Self {

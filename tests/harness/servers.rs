@@ -231,9 +231,15 @@ impl Server {
         let log = std::fs::File::create(self.folder.path().join("out.log")).expect("a file in the folder");
         command.stderr(log.try_clone().expect("a file can be had twice")).stdout(log);
         self.child = Some(command.spawn().expect("the server starts"));
-        let port = self.port;
-        super::until("the server to listen", || async move {
-            tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()
+        super::until("the server to listen", || {
+            let ended =
+                self.child.as_mut().and_then(|child| child.try_wait().expect("our own child can be waited for"));
+            if let Some(status) = ended {
+                let said = std::fs::read_to_string(self.folder.path().join("out.log")).unwrap_or_default();
+                panic!("the server ended at once: {status}\n{said}");
+            }
+            let port = self.port;
+            async move { tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok() }
         })
         .await;
     }

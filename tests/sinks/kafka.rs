@@ -70,7 +70,7 @@ impl Topic {
     }
 
     async fn sink(&self, more: &str) -> Arc<dyn Sink> {
-        let table = format!("bootstrap_servers = '{}'\ntimeout_ms = 2000\n{more}", self.servers);
+        let table = format!("bootstrap_servers = '{}'\ntimeout_ms = 8000\n{more}", self.servers);
         open("kafka", &table, Path::new(".")).await.unwrap()
     }
 
@@ -365,7 +365,7 @@ async fn who_gives_up_on_a_delivery_does_not_double_it() {
     let cluster = Cluster::start();
     let sink = cluster.sink("").await;
     all_delivered(&sink.deliver(&track(), &applies(1..=2)).await);
-    cluster.with(|cluster| cluster.broker_round_trip_time(-1, Duration::from_millis(100)).unwrap());
+    cluster.with(|cluster| cluster.broker_round_trip_time(-1, Duration::from_millis(300)).unwrap());
     let batch = applies(3..=8);
     assert!(tokio::time::timeout(Duration::from_millis(1), sink.deliver(&track(), &batch)).await.is_err());
     deliver_to_the_end(&*sink, &batch).await;

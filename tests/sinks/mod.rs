@@ -152,7 +152,8 @@ async fn deliver_to_the_end(sink: &dyn Sink, batch: &[Delivery]) {
     let mut last = None;
     let start = Instant::now();
     while done < batch.len() {
-        assert!(start.elapsed() < Duration::from_secs(60), "{done} of {} in 60 s: {last:?}", batch.len());
+        // Longer than a server may take to start.
+        assert!(start.elapsed() < Duration::from_secs(180), "{done} of {} in 180 s: {last:?}", batch.len());
         let end = batch.len().min(done + sink.shape().batch);
         let outcomes = sink.deliver(&track(), &batch[done..end]).await;
         assert_eq!(outcomes.len(), end - done);
@@ -308,7 +309,7 @@ async fn cuts_of(cable: &Cable, place: impl Place) {
     let (kind, table, port) = place.wire().expect("a server");
     let table = table.replace(&format!(":{port}"), &format!(":{}", cable.port)) + "\ntimeout_ms = 1000";
     let sink = open(kind, &table, Path::new(".")).await.unwrap();
-    sink.prepare(&stream(), &spec()).await.unwrap();
+    until("the sink to be ready", || async { sink.prepare(&stream(), &spec()).await.ok() }).await;
     let (mut from, mut holds, batch) = (1, BTreeSet::new(), sink.shape().batch as u64);
     for round in 0..crate::harness::belt::times(4, 60) {
         let (stop, stopped) = tokio::sync::watch::channel(false);
@@ -363,7 +364,8 @@ impl FilePlace {
 #[async_trait::async_trait]
 impl Place for FilePlace {
     async fn sink(&self) -> Arc<dyn Sink> {
-        open("file", "path = 'out.ndjson'", self.0.path()).await.unwrap()
+        // What another test starts has the file of the sink before it too, until it has become a program of its own.
+        until("the file to be let go", || async { open("file", "path = 'out.ndjson'", self.0.path()).await.ok() }).await
     }
     async fn net(&self) -> BTreeSet<u64> {
         net_of(&self.log().await.unwrap())

@@ -151,7 +151,7 @@ impl Bucket {
     fn table(&self) -> String {
         format!(
             "url = 's3://chain/events'\nendpoint = 'http://127.0.0.1:{}'\naccess_key_id_env = 'HOME'\nsecret_access_key_env = 'HOME'\n\
-             roll_rows = 500\ntimeout_ms = 2000",
+             roll_rows = 500\ntimeout_ms = 10000",
             self.cable.port
         )
     }

@@ -244,7 +244,8 @@ async fn a_redis_entry_in_binary_mode_has_a_field_for_each_attribute() {
     let table = format!("url = '{}'\ncontent_mode = 'binary'\nmaxlen = 1000000", url(&server));
     let sink = open("redis", &table, Path::new(".")).await.unwrap();
     all_delivered(&sink.deliver(&track(), &applies(1..=1)).await);
-    let mut client = ::redis::Client::open(url(&server)).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let place = Redis(server, "xadd");
+    let mut client = place.client().await;
     let range = ::redis::cmd("XRANGE").arg(KEY).arg("-").arg("+").query_async(&mut client).await;
     let entries: Vec<(String, std::collections::HashMap<String, String>)> = range.unwrap();
     let fields = &entries[0].1;

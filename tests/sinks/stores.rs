@@ -77,11 +77,14 @@ async fn a_mysql_that_is_locked_or_changed_is_waited_for_with_the_reason() {
     let url = format!("mysql://{USER}:{PASSWORD}@127.0.0.1:{}/shop?prefer_socket=false", server.port);
     let client = async || until("MariaDB to answer", || async { mysql_async::Conn::from_url(&url).await.ok() }).await;
     client().await;
-    let sink = open("mysql", &format!("url = '{url}'\ntimeout_ms = 2000"), Path::new(".")).await.unwrap();
+    let sink = open("mysql", &format!("url = '{url}'"), Path::new(".")).await.unwrap();
     let run = async |sql: &str| client().await.query_drop(sql).await.unwrap();
     let count = async || client().await.query_first("SELECT count(*) FROM whale_large_moves").await.unwrap().unwrap();
     changed_under_it(&*sink, run, count).await;
 
+    drop(sink);
+    let sink = open("mysql", &format!("url = '{url}'\ntimeout_ms = 2000"), Path::new(".")).await.unwrap();
+    until("the sink to be ready", || async { sink.prepare(&stream(), &spec()).await.ok() }).await;
     let mut locker = client().await;
     locker.query_drop("LOCK TABLES whale_large_moves READ").await.unwrap();
     waits(&*sink, 41..=50, &["no answer within 2000 ms"]).await;
@@ -213,16 +216,17 @@ async fn a_copy_that_a_silent_wire_left_behind_is_ended_with_no_more_than_ones_o
     client.batch_execute(&user).await.unwrap();
     let cable = Cable::to(server.port()).await;
     let url = format!("postgres://plain:{PASSWORD}@127.0.0.1:{}/postgres", cable.port);
-    let table = format!("url = '{url}'\nschema = 'plain'\ntimeout_ms = 1000");
+    let table = format!("url = '{url}'\nschema = 'plain'\ntimeout_ms = 5000");
     let sink = open("postgres", &table, Path::new(".")).await.unwrap();
     sink.prepare(&stream(), &spec()).await.unwrap();
     deliver_to_the_end(&*sink, &applies(1..=200)).await;
 
     cable.break_after_asked(20_000, Break::Silence);
-    waits(&*sink, 201..=400, &["no answer within 1000 ms"]).await;
+    waits(&*sink, 201..=400, &["no answer within 5000 ms"]).await;
     let left =
         "SELECT pid FROM pg_stat_activity WHERE usename = 'plain' AND query LIKE 'COPY%' AND wait_event = 'ClientRead'";
-    assert_eq!(client.query(left, &[]).await.unwrap().len(), 1);
+    until("the server to wait for more", || async { (client.query(left, &[]).await.ok()?.len() == 1).then_some(()) })
+        .await;
     cable.mend();
     deliver_to_the_end(&*sink, &applies(201..=400)).await;
     assert_eq!(client.query(left, &[]).await.unwrap().len(), 0);
