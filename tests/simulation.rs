@@ -18,7 +18,7 @@ use rand::{Rng, SeedableRng};
 use serde_json::Value;
 
 use crate::harness::sim::{SimChain, expected_totals};
-use crate::harness::{guests, until};
+use crate::harness::{guests, ndjson, until};
 
 const CONFIG: &str = r#"
 [http]
@@ -83,14 +83,9 @@ async fn settled(running: &Running, chain: &SimChain, path: &Path) {
     // The first output is due at once: when its file holds everything, so does the journal.
     let last = running.handle.journal.tracks().unwrap()[0].last_offset;
     until("the file to hold the last entry", || async {
-        (last == 0 || read(&path.join("now.ndjson")).last()?["cursor"].as_str()? == last.to_string()).then_some(())
+        (last == 0 || ndjson(&path.join("now.ndjson")).last()?["cursor"].as_str()? == last.to_string()).then_some(())
     })
     .await;
-}
-
-fn read(path: &Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    text.lines().map(|line| serde_json::from_str(line).expect("a line of NDJSON")).collect()
 }
 
 /// Applies and retracts by emission, and insists that nothing is applied twice or retracted unheard.
@@ -129,15 +124,15 @@ async fn check(running: &Running, chain: &SimChain, dir: &Path) {
         logs.iter().map(|(at, log)| (at.number, format!("{}/{}", at.hash, log.index))).collect();
     let up_to = |number: u64| all.iter().filter(|(n, _)| *n <= number).cloned().collect::<BTreeSet<_>>();
 
-    same(&net(&read(&dir.join("now.ndjson"))), &all, "what left at once");
+    same(&net(&ndjson(&dir.join("now.ndjson"))), &all, "what left at once");
     until("the third confirmations", || async {
-        (net(&read(&dir.join("third.ndjson"))) == up_to(tip.saturating_sub(2))).then_some(())
+        (net(&ndjson(&dir.join("third.ndjson"))) == up_to(tip.saturating_sub(2))).then_some(())
     })
     .await;
     // The chain's own: the follower hears of it after the head, and the picture is drawn later still.
     let finalized = chain.finalized();
     until("what is final", || async {
-        let out = read(&dir.join("final.ndjson"));
+        let out = ndjson(&dir.join("final.ndjson"));
         assert!(out.iter().all(|e| e["op"] == "apply"), "what is final is never retracted");
         (net(&out) == up_to(finalized)).then_some(())
     })

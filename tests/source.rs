@@ -31,7 +31,12 @@ async fn by_bloom(url: &str) -> rpc::Rpc {
 
 async fn by(url: &str, verify: &str) -> rpc::Rpc {
     let text = format!("rpc = {url:?}\npoll_ms = 50\ntimeout_ms = 2000\nverify = {verify:?}");
-    rpc::Rpc::open(open(&text)).await.unwrap()
+    opened(&text).await
+}
+
+/// One that is late at the first question is asked again.
+async fn opened(table: &str) -> rpc::Rpc {
+    until("a provider to answer in time", || rpc::Rpc::open(open(table))).await
 }
 
 /// Asks until it succeeds; a source may say "again" and "unknown" on the way.
@@ -132,8 +137,11 @@ async fn a_subscription_wakes_and_a_node_that_is_killed_is_found_again() {
     let Some(anvil) = Anvil::on(port, &[]) else { return };
     anvil.mine(3).await;
     let all = Wanted::all();
-    let head = until("the head after a restart", || source.head()).await;
-    assert_eq!(head.number, 3);
+    let mut head = until("the head after a restart", || source.head()).await;
+    while head.number != 3 {
+        tokio::time::timeout(Duration::from_secs(20), source.changed()).await.expect("changed() returns");
+        head = until("the head after a restart", || source.head()).await;
+    }
     let block = until("a block after a restart", || source.block(&head, &all)).await;
     assert_eq!(block.at(), head);
     anvil.mine(1).await;
@@ -238,12 +246,8 @@ async fn trouble_that_passes_costs_time_and_nothing_else() {
         ("internal error", || Reply::Error(-32603, "Internal error".into())),
     ];
     for (name, trouble) in troubles {
-        let source = rpc::Rpc::open(open(&format!(
-            "rpc = {:?}\npoll_ms = 50\ntimeout_ms = 150\nmax_range = 1\nverify = \"bloom\"",
-            node.url
-        )))
-        .await
-        .unwrap();
+        let table = format!("rpc = {:?}\npoll_ms = 50\ntimeout_ms = 150\nmax_range = 1\nverify = \"bloom\"", node.url);
+        let source = opened(&table).await;
         let calls = Arc::new(AtomicUsize::new(0));
         let trouble = *trouble;
         node.misbehave(move |_, _, honest| {

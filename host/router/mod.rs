@@ -74,6 +74,8 @@ const TICK: Duration = Duration::from_millis(100);
 const CONNECT_RETRY: Duration = Duration::from_secs(1);
 /// What a stopping process gives to steps under way; a step is bounded by its plugin's deadline.
 const DRAIN_JOBS: Duration = Duration::from_secs(5);
+/// An orderly end: some service managers kill after ten seconds.
+const DRAIN: Duration = Duration::from_millis(9_500);
 /// A file that vanished for less than this was being replaced.
 const GONE_AFTER: Duration = Duration::from_millis(1_500);
 
@@ -753,6 +755,7 @@ impl Router {
     }
 
     async fn drain(mut self) -> Result<(), String> {
+        let began = Instant::now();
         self.stopping = true;
         self.news.close();
         self.arriving.shutdown().await;
@@ -774,7 +777,9 @@ impl Router {
             tracing::warn!("a destination did not answer in time; what it was sent is sent again at the next start");
         }
         let journal = self.journal.clone();
-        let closed = tokio::task::spawn_blocking(move || journal.close(Duration::from_secs(2))).await;
+        // A slow disk has what nobody else took.
+        let left = DRAIN.saturating_sub(began.elapsed()).max(Duration::from_secs(1));
+        let closed = tokio::task::spawn_blocking(move || journal.close(left)).await;
         closed.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
         self.fatal.map_or(Ok(()), Err)
     }

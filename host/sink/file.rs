@@ -14,6 +14,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +43,9 @@ pub const KIND: Kind = Kind {
 
 /// Lines written after which the note is brought up to date: reading as much at opening takes less than a second.
 const NOTE_EVERY: u64 = 64 * 1024 * 1024;
+
+/// How long a lock is waited for that another process holds.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// More than this after the last line break was not one of our lines.
 const LONGEST_TORN_LINE: usize = 256 * 1024 * 1024;
@@ -176,7 +180,17 @@ impl Opened {
             .truncate(false)
             .open(path)
             .map_err(|error| again(path, "cannot open", &error))?;
-        match file.try_lock() {
+        // Whoever is just ending, or has a child that was forked and has not begun its own program yet, lets go in a moment.
+        let patience = Instant::now() + LOCK_PATIENCE;
+        let locked = loop {
+            match file.try_lock() {
+                Err(TryLockError::WouldBlock) if Instant::now() < patience => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                other => break other,
+            }
+        };
+        match locked {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let why = format!("{} is in use by another output or process; give each its own file", path.display());

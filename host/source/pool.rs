@@ -309,14 +309,18 @@ impl Pool {
 
     /// The look at a provider that is aside, or was not heard of for a while, was in vain.
     pub fn unheard(&self, i: usize, fail: &Fail) {
-        let aside = {
+        let now = Instant::now();
+        let until = {
             let mut healths = self.healths();
-            healths[i].asked = Some(Instant::now());
-            healths[i].aside().is_some()
+            healths[i].asked = Some(now);
+            healths[i].aside().map(|aside| aside.until)
         };
-        match fail {
-            Fail::Dead(why) | Fail::Other(why) | Fail::Limited { why, .. } if aside => {
-                self.leave(i, &mut self.healths()[i], Cause::Fails, why.clone());
+        match (fail, until) {
+            (Fail::Dead(why) | Fail::Other(why) | Fail::Limited { why, .. }, Some(until)) => {
+                // Asked before its time, for its voice alone, it has not been looked at once more in vain.
+                if until <= now {
+                    self.leave(i, &mut self.healths()[i], Cause::Fails, why.clone());
+                }
             }
             _ => self.blame(i, fail),
         }
