@@ -467,13 +467,33 @@ mod tests {
         BlockRef { chain: ChainId(1), number, hash: hash(number, branch), parent: hash(number - 1, 0), time: number }
     }
 
-    #[test]
-    fn a_liar_that_was_believed_while_another_was_away_is_outvoted_when_it_is_back() {
+    fn pool(count: usize) -> Pool {
         let provider = |n: usize| {
             let setting = Setting { url: format!("http://127.0.0.1:{n}"), ..Setting::default() };
             Arc::new(Provider::new(n, setting, Duration::from_secs(1), None).expect("a URL"))
         };
-        let pool = Pool::new("test".into(), (0..3).map(provider).collect());
+        Pool::new("test".into(), (0..count).map(provider).collect())
+    }
+
+    #[test]
+    fn one_that_is_aside_and_asked_for_its_voice_all_the_while_is_looked_at_no_later() {
+        let pool = pool(2);
+        let until = |i: usize| pool.healths()[i].aside().map(|aside| aside.until);
+        let no_answer = Fail::Dead("no answer".into());
+        pool.healths()[0].leave(Cause::Fails, "no answer".into(), Instant::now() + Duration::from_secs(60));
+        let before = until(0);
+        (0..50).for_each(|_| pool.unheard(0, &no_answer));
+        assert_eq!(until(0), before);
+        // Its time has come, and the look is in vain.
+        pool.healths()[1].leave(Cause::Fails, "no answer".into(), Instant::now() - Duration::from_secs(60));
+        let before = until(1);
+        pool.unheard(1, &no_answer);
+        assert!(until(1) > before);
+    }
+
+    #[test]
+    fn a_liar_that_was_believed_while_another_was_away_is_outvoted_when_it_is_back() {
+        let pool = pool(3);
         let begin = Instant::now();
         let at = |seconds: u64| begin + Duration::from_secs(seconds);
         let state = |healths: &[Health]| healths.iter().map(|h| h.aside().is_none()).collect::<Vec<_>>();
