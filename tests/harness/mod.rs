@@ -21,6 +21,7 @@ pub mod sim;
 
 use std::future::Future;
 use std::path::Path;
+use std::process::Child;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,17 @@ pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl F
         assert!(start.elapsed() < Duration::from_secs(90), "waited 90 s for {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Waits until a server listens. Panics where it ends instead, with what it said.
+pub async fn listening(server: &mut Child, port: u16, said: impl Fn() -> String) {
+    until("the server to listen", || {
+        if let Some(status) = server.try_wait().expect("our own child can be waited for") {
+            panic!("the server ended at once: {status}\n{}", said());
+        }
+        async move { tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok() }
+    })
+    .await;
 }
 
 /// A port that nobody listens on, and that nobody else gets: below those that the system gives away by itself, and none

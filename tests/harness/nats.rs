@@ -67,15 +67,8 @@ impl Nats {
         if let Some((user, password)) = &self.user {
             command.args(["--user", user, "--pass", password]);
         }
-        self.child = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("nats-server starts"));
-        super::until("nats-server to listen", || {
-            let ended =
-                self.child.as_mut().and_then(|child| child.try_wait().expect("our own child can be waited for"));
-            assert!(ended.is_none(), "nats-server ended at once: {ended:?}");
-            let port = self.port;
-            async move { tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok() }
-        })
-        .await;
+        let server = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("nats-server starts");
+        super::listening(self.child.insert(server), self.port, String::new).await;
     }
 }
 

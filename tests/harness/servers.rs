@@ -230,18 +230,9 @@ impl Server {
         command.args(&self.more).process_group(0).stdin(Stdio::null());
         let log = std::fs::File::create(self.folder.path().join("out.log")).expect("a file in the folder");
         command.stderr(log.try_clone().expect("a file can be had twice")).stdout(log);
-        self.child = Some(command.spawn().expect("the server starts"));
-        super::until("the server to listen", || {
-            let ended =
-                self.child.as_mut().and_then(|child| child.try_wait().expect("our own child can be waited for"));
-            if let Some(status) = ended {
-                let said = std::fs::read_to_string(self.folder.path().join("out.log")).unwrap_or_default();
-                panic!("the server ended at once: {status}\n{said}");
-            }
-            let port = self.port;
-            async move { tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok() }
-        })
-        .await;
+        let server = self.child.insert(command.spawn().expect("the server starts"));
+        let log = self.folder.path().join("out.log");
+        super::listening(server, self.port, || std::fs::read_to_string(&log).unwrap_or_default()).await;
     }
 }
 
